@@ -1,0 +1,179 @@
+"""The typed experiment: every option, its default, and one line on what it does.
+
+An experiment is one YAML file, read by `medseg_brn.experiment`. Values are checked here and nowhere else.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
+Axis = Annotated[int, Field(ge=0, le=2)]
+
+
+class Section(BaseModel):
+    """A block of options: immutable, and strict about keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DatasetConfig(Section):
+    path: str = "phantom_mri"
+    """Dataset folder or CSV manifest, from the current folder; `phantom_mri` and `phantom_ct` are made."""
+    layout: Literal["auto", "decathlon", "nnunet", "csv"] = "auto"
+    """How the dataset is laid out; `auto` looks at what is there."""
+    modalities: tuple[Literal["mri", "ct"], ...] | None = None
+    """One per channel; null takes the dataset's own description."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Number of cross-validation folds, drawn from `seed`."""
+    fold: Annotated[int, Field(ge=0)] | None = 0
+    """The fold held out for validation; null trains on every case and validates on none."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Self:
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: folds count from 0 to folds - 1 = {self.folds - 1}")
+        return self
+
+
+class PreprocessingConfig(Section):
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Voxel size of the network's grid; null takes the training cases' median per axis."""
+    crop: Literal["none", "nonzero", "body"] = "none"
+    """Region kept: everything, the bounding box of non-zero voxels, or of the body (CT, above -500 HU)."""
+    intensity: Literal["auto", "zscore", "zscore_nonzero", "ct", "none"] = "auto"
+    """Intensity normalization; `auto` is `ct` for CT channels and `zscore` for MRI channels."""
+
+
+class AugmentationConfig(Section):
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Largest rotation about each axis."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.85, 1.2)
+    """Range of the isotropic zoom factor."""
+    spatial_probability: Fraction = 0.5
+    """Share of patches that are rotated and scaled."""
+    flip_axes: tuple[Axis, ...] = ()
+    """Axes mirrored with probability one half; leave out an axis that tells left from right."""
+    contrast: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3)
+    """Range of the contrast factor about the patch's mean."""
+    brightness: NonNegativeFloat = 0.2
+    """Standard deviation of the additive offset, in units of the normalized intensity."""
+    gamma: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
+    """Range of the gamma exponent."""
+    noise: NonNegativeFloat = 0.1
+    """Largest standard deviation of additive Gaussian noise."""
+    blur_sigma_voxels: tuple[NonNegativeFloat, NonNegativeFloat] = (0.5, 1.0)
+    """Range of the Gaussian blur's width."""
+    intensity_probability: Fraction = 0.2
+    """Share of patches that each intensity change is applied to."""
+
+
+class PatchesConfig(Section):
+    size: Size3 = (64, 64, 64)
+    """Patch size in voxels of the network's grid; smaller cases are padded."""
+    foreground_fraction: Fraction = 0.5
+    """Share of patches centred on a foreground voxel (classes drawn evenly)."""
+    augmentation: AugmentationConfig | None = AugmentationConfig()
+    """Random changes of the training patches; null trains on the patches as they are."""
+    workers: Annotated[int, Field(ge=0)] = 1
+    """Loader processes; 0 loads in the training process."""
+
+
+class NetworkConfig(Section):
+    channels: tuple[PositiveInt, ...] = (32, 64, 128, 256)
+    """Feature channels per level, finest first."""
+    strides: tuple[Size3, ...] | None = None
+    """Per level, how much it is coarser than the one before; null is (1,1,1) then (2,2,2)."""
+    kernels: tuple[Size3, ...] | None = None
+    """Kernel size per level; null is (3,3,3) everywhere. Odd sizes only."""
+    encoder: Literal["plain", "residual"] = "plain"
+    """Convolution blocks of the encoder: plain, or with identity shortcuts."""
+    blocks_per_level: PositiveInt = 2
+    """Convolutions (plain) or residual blocks (residual) per encoder level."""
+    norm: Literal["batch_renorm", "batch", "sync_batch", "group", "instance", "layer", "none"] = "batch_renorm"
+    """Normalization by name."""
+    momentum: Fraction = 0.01
+    """Moving-average weight of the newest batch (batch_renorm, batch, sync_batch)."""
+    r_max: Annotated[float, Field(ge=1)] = 3.0
+    """Final limit of the renorm scale correction r."""
+    d_max: NonNegativeFloat = 5.0
+    """Final limit of the renorm shift correction d."""
+    renorm_schedule: tuple[Fraction, Fraction, Fraction] = (0.1, 0.4, 0.4)
+    """Fractions of the run at which the limits leave (1, 0), d_max is reached, r_max is reached."""
+    weight_standardization: bool = True
+    """Standardize each filter's weights (Qiao 2019); folds away at inference."""
+    deep_supervision: bool = False
+    """Also train on coarser decoder levels' logits."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        for name in ("strides", "kernels"):
+            given = getattr(self, name)
+            if given is not None and len(given) != len(self.channels):
+                raise ValueError(
+                    f"{name} has {len(given)} entries but channels has {len(self.channels)}; give one per level"
+                )
+        if self.kernels and any(size % 2 == 0 for kernel in self.kernels for size in kernel):
+            raise ValueError(f"kernels {self.kernels} has an even size; use odd sizes, which have a centre voxel")
+        if list(self.renorm_schedule) != sorted(self.renorm_schedule):
+            raise ValueError(f"renorm_schedule {self.renorm_schedule} must not decrease")
+        return self
+
+
+class TrainingConfig(Section):
+    steps: PositiveInt = 2000
+    """Optimizer steps; may be raised later to extend a finished run."""
+    batch_size: PositiveInt = 2
+    """Patches per forward pass."""
+    accumulation: PositiveInt = 1
+    """Forward passes per optimizer step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum 0.9, or AdamW."""
+    learning_rate: PositiveFloat = 0.02
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 3e-5
+    """Weight decay; norm parameters and biases are exempt."""
+    warmup_fraction: Fraction = 0.02
+    """Share of the run over which the learning rate rises from 0."""
+    decay: Literal["polynomial", "cosine", "constant"] = "polynomial"
+    """How the learning rate falls after warm-up (polynomial: power 0.9)."""
+    gradient_clip: PositiveFloat | None = 12.0
+    """Largest gradient norm; null does not clip."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.995
+    """Weight averaging: share kept per step, of weights and statistics alike; null switches it off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 where the processor or GPU computes it natively, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` is cuda where there is one."""
+    validate_every: PositiveInt | None = None
+    """Steps between whole-volume validations; null validates at the end only."""
+    validation_cases: PositiveInt | None = None
+    """How many held-out cases the validations during the run take; the last takes all."""
+    checkpoint_every: PositiveInt = 250
+    """Steps between checkpoints."""
+
+
+class InferenceConfig(Section):
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Overlap of neighbouring windows, as a share of the patch size."""
+    mirror_axes: tuple[Axis, ...] = ()
+    """Axes mirrored for test-time augmentation; the predictions are averaged."""
+
+
+class Experiment(Section):
+    """One experiment, complete: data, network, training, inference."""
+
+    name: str = "experiment"
+    """What the model calls itself."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """The one source of randomness: folds, initial weights, patches."""
+    dataset: DatasetConfig = DatasetConfig()
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    patches: PatchesConfig = PatchesConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()
