@@ -53,7 +53,7 @@ class AugmentationConfig(Section):
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
     """Largest rotation about each axis."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.85, 1.2)
-    """Range of the isotropic zoom factor."""
+    """Range of the zoom factor, drawn for each axis."""
     spatial_probability: Fraction = 0.5
     """Share of patches that are rotated and scaled."""
     flip_axes: tuple[Axis, ...] = ()
@@ -61,7 +61,7 @@ class AugmentationConfig(Section):
     contrast: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3)
     """Range of the contrast factor about the patch's mean."""
     brightness: NonNegativeFloat = 0.2
-    """Standard deviation of the additive offset, in units of the normalized intensity."""
+    """Largest additive offset, in units of the normalized intensity."""
     gamma: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
     """Range of the gamma exponent."""
     noise: NonNegativeFloat = 0.1

@@ -1,0 +1,1 @@
+"""Random patches for training: sampling and augmentation. Tensors start here."""
