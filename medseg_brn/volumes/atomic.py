@@ -1,0 +1,76 @@
+"""Outputs appear whole or not at all: written beside their place under a temporary name, then renamed."""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from medseg_brn.errors import DataError
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes the place of `path` when the block ends well.
+
+    The temporary name ends in the name of `path`, so that writers which look at suffixes work, and begins with a
+    dot, so that what a killed process leaves is no one's input. What the block writes there may be a file or a
+    folder; when the block fails it is removed, and what was at `path` stays as it was. Missing parent folders are
+    made. Replacing a folder takes two renames, between which neither the old nor the new one stands at `path`.
+
+    Raises:
+        DataError: the place cannot be written to, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    _make_parent(path)
+    try:
+        yield temporary
+        _replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(f"Cannot write {path}: the disk is full; free some space.") from error
+        raise
+    finally:
+        _remove(temporary)
+
+
+def write_text_atomic(path: Path | str, text: str) -> None:
+    """Writes a whole text file in UTF-8, or nothing.
+
+    Raises:
+        DataError: the place cannot be written to, or the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"Cannot make the folder {path.parent}: {error.strerror}; choose another place.") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise DataError(f"Cannot write {path}: no permission to write into {path.parent}; choose another place.")
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if temporary.is_dir() != path.is_dir() and path.exists():
+        kinds = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+        raise DataError(f"Cannot write {path}: {kinds[0]} is there, and {kinds[1]} is to be written; move it away.")
+    if not path.is_dir():
+        os.replace(temporary, path)
+        return
+    old = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    os.replace(path, old)
+    os.replace(temporary, path)
+    shutil.rmtree(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""Changes of a volume's grid: orientation, spacing, crop. Pure functions.
+
+Axes and affines follow `volume.py`. Grids made here carry no NIfTI header, for the header describes the grid it
+was read from.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from scipy.ndimage import gaussian_filter1d
+
+from medseg_brn.volumes.volume import Grid, Volume
+
+Order = Literal["linear", "nearest", "cubic"]
+
+CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
+"""nibabel's orientation array of RAS+: axis i runs along world axis i, forwards."""
+
+
+def canonicalize(volume: Volume) -> Volume:
+    """Permutes and flips the axes so that X, Y, Z run nearest to right, anterior, superior.
+
+    No value is interpolated and every voxel keeps its place in mm, so an oblique grid stays oblique. A volume
+    that is canonical already is returned itself.
+    """
+    orientation = io_orientation(volume.affine)
+    if np.array_equal(orientation, CANONICAL):
+        return volume
+    array = apply_orientation(volume.array, orientation)
+    affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
+    return Volume(array, Grid(array.shape, affine))
+
+
+def restore_orientation(array: np.ndarray, grid: Grid) -> np.ndarray:
+    """Undoes `canonicalize`: an array in canonical axes, in the axes of the grid it came from.
+
+    Args:
+        array: (X, Y, Z) in canonical axes.
+        grid: the grid before `canonicalize`.
+
+    Returns:
+        The same values in the axes of `grid`, with its shape.
+    """
+    orientation = io_orientation(grid.affine)
+    source, flip = orientation[:, 0].astype(int), orientation[:, 1]
+    # Axis i of the grid became axis source[i], flipped where flip[i] is -1.
+    return np.flip(array.transpose(source), axis=[axis for axis in range(3) if flip[axis] < 0])
+
+
+def resampled_grid(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
+    """The grid over the same field of view whose spacing is the nearest possible to `spacing_mm`.
+
+    Outer edges stay where they are, as in this row of 4 voxels of 1 mm and 2 voxels of 2 mm:
+
+        | 0 | 1 | 2 | 3 |
+        |   0   |   1   |
+
+    so a size is a whole number of voxels, at least 1, and the spacing is what the field of view divided by it is.
+    """
+    wanted = np.asarray(spacing_mm, dtype=np.float64)
+    if wanted.shape != (3,) or not (np.isfinite(wanted) & (wanted > 0)).all():
+        raise ValueError(f"spacing_mm is three positive lengths in mm, not {tuple(spacing_mm)}")
+    old_shape = np.array(grid.shape)
+    shape = np.maximum(1, np.round(old_shape * grid.spacing_mm / wanted)).astype(int)
+    if np.array_equal(shape, old_shape):
+        return grid
+    factor = old_shape / shape
+    affine = grid.affine.copy()
+    affine[:3, :3] *= factor
+    affine[:3, 3] += grid.affine[:3, :3] @ (factor / 2 - 0.5)
+    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+
+
+def crop_grid(grid: Grid, lower: Sequence[int], upper: Sequence[int]) -> Grid:
+    """The grid of the voxels from `lower` (included) to `upper` (excluded), each still in its place in mm.
+
+    Raises:
+        ValueError: the box is empty or reaches outside the grid.
+    """
+    first, last = np.array(lower, dtype=int), np.array(upper, dtype=int)
+    if (first < 0).any() or (last > grid.shape).any() or (first >= last).any():
+        raise ValueError(f"a crop from {tuple(lower)} to {tuple(upper)} is not inside a grid of shape {grid.shape}")
+    affine = grid.affine.copy()
+    affine[:3, 3] += grid.affine[:3, :3] @ first
+    size = last - first
+    return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
+
+
+def resample_array(
+    array: np.ndarray, shape: Sequence[int], order: Order, *, antialias: bool = False
+) -> np.ndarray:
+    """Values of an array at the voxels of another shape over the same field of view.
+
+    Outer edges are aligned: voxel i of n_new lies at (i + 1/2) n_old / n_new - 1/2 in the old array. Beyond the
+    outermost centres the edge value continues.
+
+    Args:
+        array: (X, Y, Z).
+        shape: the three sizes wanted.
+        order: "nearest" for label maps; "linear" and "cubic" (Keys, 1981, a = -1/2) for values.
+        antialias: smooth the axes that lose voxels first, by a Gaussian of (n_old / n_new - 1) / 2 voxels; for
+            images, never for label maps.
+
+    Returns:
+        An array of `shape`: of the same type for "nearest", else float32.
+    """
+    if order == "nearest":
+        return array[np.ix_(*(_nearest_indices(old, new) for old, new in zip(array.shape, shape, strict=True)))]
+    result = np.asarray(array, dtype=np.float32)
+    # The axis that shrinks most goes first: the later ones then have less to do.
+    for axis in sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis]):
+        old, new = array.shape[axis], shape[axis]
+        if old == new:
+            continue
+        if antialias and new < old:
+            result = gaussian_filter1d(result, (old / new - 1) / 2, axis=axis, mode="nearest")
+        result = _resample_axis(result, axis, new, order)
+    return result.copy() if result is array else result
+
+
+def _nearest_indices(old: int, new: int) -> np.ndarray:
+    """(new,) index of the old voxel that contains each new centre; one on the border of two belongs to the upper."""
+    return np.minimum(((2 * np.arange(new) + 1) * old) // (2 * new), old - 1)
+
+
+def _resample_axis(array: np.ndarray, axis: int, new: int, order: Order) -> np.ndarray:
+    """Interpolates along one axis: a weighted sum of 2 (linear) or 4 (cubic) neighbours."""
+    old = array.shape[axis]
+    position = (np.arange(new) + 0.5) * old / new - 0.5
+    below = np.floor(position).astype(int)
+    fraction = position - below
+    weights = {-1: None, 0: 1 - fraction, 1: fraction, 2: None} if order == "linear" else _keys_weights(fraction)
+    column = [1, 1, 1]
+    column[axis] = new
+    result = np.zeros((*array.shape[:axis], new, *array.shape[axis + 1 :]), dtype=np.float32)
+    for offset, weight in weights.items():
+        if weight is not None:
+            neighbour = np.take(array, np.clip(below + offset, 0, old - 1), axis=axis)
+            neighbour *= weight.astype(np.float32).reshape(column)
+            result += neighbour
+    return result
+
+
+def _keys_weights(t: np.ndarray) -> dict[int, np.ndarray]:
+    """Keys' cubic convolution weights (a = -1/2) of the neighbours -1, 0, 1, 2 at fraction t above neighbour 0."""
+    return {
+        -1: (-(t**3) + 2 * t**2 - t) / 2,
+        0: (3 * t**3 - 5 * t**2 + 2) / 2,
+        1: (-3 * t**3 + 4 * t**2 + t) / 2,
+        2: (t**3 - t**2) / 2,
+    }
