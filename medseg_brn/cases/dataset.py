@@ -1,0 +1,143 @@
+"""A dataset: its cases, classes and channels, whatever the layout of its files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg_brn.cases.case import Case, Listing, Problem
+from medseg_brn.cases.description import modality_of
+from medseg_brn.cases.labels import find_values, map_to_classes
+from medseg_brn.cases.layouts import Layout, list_dataset
+from medseg_brn.errors import DataError
+from medseg_brn.volumes.reading import read_channels, read_volume
+from medseg_brn.volumes.volume import Volume
+
+__all__ = ["Case", "Dataset", "Layout", "Problem", "read_dataset", "read_images", "read_label_map"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is known of a dataset before its images are read.
+
+    Attributes:
+        root: the folder it lies in; nothing is ever written there.
+        class_names: the name of each class, background first.
+        label_values: the value of each class in the label maps; 0 for the background.
+        modalities: "mri" or "ct" for each channel.
+        problems: where the description and the files disagree.
+    """
+
+    name: str
+    root: Path
+    cases: tuple[Case, ...]
+    class_names: tuple[str, ...]
+    label_values: tuple[int, ...]
+    modalities: tuple[str, ...]
+    licence: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the background among them."""
+        return len(self.class_names)
+
+    @property
+    def labelled_cases(self) -> tuple[Case, ...]:
+        """The cases that have a label map: those that can be trained or validated on."""
+        return tuple(case for case in self.cases if case.label_path is not None)
+
+
+def read_dataset(
+    path: str | Path, layout: Layout = "auto", modalities: Sequence[str] | None = None
+) -> Dataset:
+    """Returns the dataset at `path`, in any of the layouts, untouched and unrenamed.
+
+    Where nothing describes the labels (a CSV manifest by itself), every label map is read and the classes
+    are the values found, named "class_<value>".
+
+    Args:
+        path: the dataset's folder, its `dataset.json`, or a CSV manifest.
+        layout: "decathlon", "nnunet", "csv", or "auto", which looks at what is there.
+        modalities: "mri" or "ct" per channel; None takes the description's channel names: "ct" where one
+            says CT, else "mri".
+
+    Raises:
+        DataError: no dataset is there, its description cannot be read, or `modalities` does not fit it.
+    """
+    listing = list_dataset(path, layout)
+    labels = _find_labels(listing.cases) if listing.labels is None else listing.labels
+    return Dataset(
+        name=listing.name,
+        root=listing.root,
+        cases=listing.cases,
+        class_names=tuple(labels),
+        label_values=tuple(labels.values()),
+        modalities=_choose_modalities(listing, modalities),
+        licence=listing.licence,
+        problems=listing.problems,
+    )
+
+
+def read_images(case: Case) -> list[Volume]:
+    """Returns one volume per channel, all on one grid.
+
+    Raises:
+        DataError: a file cannot be read, a voxel is NaN or infinite, or two channels lie on different grids.
+    """
+    channels = [(path, volume) for path in case.image_paths for volume in read_channels(path)]
+    first_path, first = channels[0]
+    for path, volume in channels[1:]:
+        difference = first.grid.describe_difference(volume.grid)
+        if difference:
+            raise DataError(
+                f"Case {case.name!r}: the channels {first_path.name} and {path.name} lie on different grids: "
+                f"{difference}. Resample one onto the other's grid."
+            )
+    return [volume for _, volume in channels]
+
+
+def read_label_map(case: Case, dataset: Dataset) -> Volume:
+    """Returns the case's label map with its values replaced by the classes 0, 1, 2 … (uint8 or uint16).
+
+    Raises:
+        DataError: there is none, it cannot be read, or it holds values that are no integers or that the
+            dataset does not describe.
+    """
+    if case.label_path is None:
+        raise DataError(f"Case {case.name!r} has no label map; training and evaluation need one.")
+    volume = read_volume(case.label_path)
+    return Volume(map_to_classes(volume.array, dataset.label_values, case.label_path), volume.grid)
+
+
+def _find_labels(cases: Sequence[Case]) -> dict[str, int]:
+    """Returns "class_<value>" -> value of all the label maps that can be read; `check` tells of the others."""
+    found = {0}
+    for case in cases:
+        try:
+            if case.label_path is not None:
+                found.update(find_values(read_volume(case.label_path).array, case.label_path)[0].tolist())
+        except DataError:
+            continue
+    return {"background": 0} | {f"class_{value}": value for value in sorted(found - {0})}
+
+
+def _choose_modalities(listing: Listing, given: Sequence[str] | None) -> tuple[str, ...]:
+    described = listing.channel_names or ("MRI",) * _count_channels(listing.cases)
+    if given is None:
+        return tuple(modality_of(name) for name in described)
+    if len(given) != len(described) or not set(given) <= {"mri", "ct"}:
+        raise DataError(
+            f"modalities {tuple(given)} does not fit dataset {listing.name!r}: it has {len(described)} channels "
+            f"({', '.join(described)}); give one of 'mri' and 'ct' for each."
+        )
+    return tuple(given)
+
+
+def _count_channels(cases: Sequence[Case]) -> int:
+    """Returns the number of channels of the first case whose images can be read."""
+    for case in cases:
+        try:
+            return sum(len(read_channels(path)) for path in case.image_paths)
+        except DataError:
+            continue
+    return len(cases[0].image_paths)

@@ -1,0 +1,145 @@
+"""Label values: how a dataset describes them, which a label map holds, and their consecutive classes.
+
+Files hold *values* (0 and 255, or 1, 2 and 4); networks know *classes* 0, 1, 2 …, class 0 being the
+background. Class `k` stands for the file value `label_values[k]`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medseg_brn.errors import DataError
+
+# Label maps hold a few hundred values at most; more mean that an image was given as a label map.
+MAX_VALUES = 1000
+# Up to this range, counting each value is faster than sorting the voxels.
+COUNTING_RANGE = 1 << 20
+
+
+def parse_labels(labels: object, place: str) -> dict[str, int]:
+    """Returns class name -> file value, background (0) first and the others by value.
+
+    Both spellings of `dataset.json` are read: `{"0": "background", "1": "tumour"}` (Decathlon) and
+    `{"background": 0, "tumour": 1}` (nnU-Net).
+
+    Args:
+        labels: the `labels` entry as JSON gave it.
+        place: where it stands, for messages.
+
+    Raises:
+        DataError: it is not such a mapping, a value repeats, or it describes regions or an ignore label.
+    """
+    if not isinstance(labels, Mapping) or not labels:
+        raise DataError(f'{place}: "labels" is {labels!r}; write {{"background": 0, "name": 1, …}}.')
+    values = dict(_parse_label(str(key), value, place) for key, value in labels.items())
+    if 0 not in values.values():
+        values["background" if "background" not in values else "background (0)"] = 0
+    repeated = sorted(value for value in set(values.values()) if list(values.values()).count(value) > 1)
+    if repeated or len(values) < len(labels):
+        raise DataError(
+            f'{place}: "labels" {dict(labels)} repeats a name or a value; give each class its own.'
+        )
+    return dict(sorted(values.items(), key=lambda item: (item[1] != 0, item[1])))
+
+
+def _parse_label(key: str, value: object, place: str) -> tuple[str, int]:
+    if isinstance(value, list | tuple):
+        raise DataError(
+            f"{place}: label {key!r} is a region of the values {list(value)}. Overlapping regions are not "
+            "supported yet: give every class one value of its own, or list the same files in a CSV manifest, "
+            "whose classes are the values found in the label maps."
+        )
+    if "ignore" in (key.lower(), str(value).lower()):
+        raise DataError(
+            f"{place}: the label {key!r}: {value!r} marks voxels to ignore, which is not supported yet: give "
+            "these voxels a class in the label maps and take the entry out."
+        )
+    if isinstance(value, str) and key.lstrip("-").isdecimal():
+        key, value = value, key
+    try:
+        if isinstance(value, bool) or int(value) != float(value):  # type: ignore[call-overload]
+            raise ValueError
+        return key, int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{place}: label {key!r} has the value {value!r}; a class has one integer value."
+        ) from None
+
+
+def find_values(label_map: np.ndarray, place: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the values that a label map holds, ascending, and how many voxels hold each.
+
+    Raises:
+        DataError: a voxel is not an integer (floats that hold integers are fine), or there are more
+            than `MAX_VALUES` values.
+    """
+    integers = _as_integers(label_map, place)
+    low, high = (int(integers.min()), int(integers.max())) if integers.size else (0, 0)
+    if high - low < COUNTING_RANGE:
+        # Slab by slab, because bincount makes 8-byte integers of what it counts.
+        counts = np.zeros(high - low + 1, np.int64)
+        for slab in integers:
+            counts += np.bincount(slab.ravel().astype(np.int64) - low, minlength=len(counts))
+        values = np.flatnonzero(counts)
+        values, counts = values + low, counts[values]
+    else:
+        values, counts = np.unique(integers, return_counts=True)
+    if len(values) > MAX_VALUES:
+        raise DataError(
+            f"Label map {place} holds {len(values)} different values from {low} to {high}; a label map has one "
+            f"per class, and at most {MAX_VALUES}. Check that it is not an image."
+        )
+    return values, counts
+
+
+def map_to_classes(label_map: np.ndarray, label_values: Sequence[int], place: str | Path) -> np.ndarray:
+    """Returns the label map with each value replaced by its class: uint8, or uint16 beyond 256 classes.
+
+    Args:
+        label_map: (X, Y, Z), integers of any dtype.
+        label_values: the file value of each class.
+        place: the file, for messages.
+
+    Raises:
+        DataError: a voxel is not an integer, or has a value that is none of `label_values`.
+    """
+    values, counts = find_values(label_map, place)
+    class_of = {value: index for index, value in enumerate(label_values)}
+    unknown = {
+        int(value): int(n) for value, n in zip(values, counts, strict=True) if int(value) not in class_of
+    }
+    if unknown:
+        raise DataError(
+            f"Label map {place} holds values that the dataset does not describe: {_tell_counts(unknown)}; "
+            f"it describes {', '.join(map(str, label_values))}. Correct the label map, or describe the values."
+        )
+    dtype = np.uint8 if len(label_values) <= np.iinfo(np.uint8).max + 1 else np.uint16
+    classes = np.array([class_of[int(value)] for value in values], dtype)
+    integers = _as_integers(label_map, place)
+    low, high = int(values[0]), int(values[-1])
+    if high - low >= COUNTING_RANGE:
+        return classes[np.searchsorted(values, integers)]
+    table = np.zeros(high - low + 1, dtype)
+    table[values - low] = classes
+    return table[integers.astype(np.int64) - low if low else integers]
+
+
+def _as_integers(label_map: np.ndarray, place: str | Path) -> np.ndarray:
+    if label_map.dtype.kind in "iub":
+        return label_map.astype(np.uint8) if label_map.dtype == bool else label_map
+    rounded = np.rint(label_map)
+    wrong = rounded != label_map  # NaN differs from itself; infinity does not
+    wrong |= ~np.isfinite(label_map)
+    if wrong.any():
+        raise DataError(
+            f"Label map {place} has {int(wrong.sum())} voxels that are no integers, such as "
+            f"{float(label_map[wrong][0]):g}; label maps hold one integer per class. It was probably resampled "
+            "linearly: resample it again with nearest-neighbour interpolation."
+        )
+    return rounded.astype(np.int64)
+
+
+def _tell_counts(counts: Mapping[int, int], shown: int = 8) -> str:
+    told = [f"{value} ({n} voxel{'s' * (n != 1)})" for value, n in list(counts.items())[:shown]]
+    return ", ".join(told) + (f" and {len(counts) - shown} more" if len(counts) > shown else "")
