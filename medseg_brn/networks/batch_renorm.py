@@ -1,0 +1,178 @@
+"""Batch Renormalization layers (Ioffe 2017, arXiv:1702.03275) that interchange with nn.BatchNorm."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from medseg_brn.networks.operator import (
+    Limit,
+    batch_renorm,
+    batch_statistics,
+    clip_corrections,
+    compute_corrections,
+)
+from medseg_brn.networks.recomputation import FirstPasses, inside_backward
+
+Schedule = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class RenormObservation:
+    """What one training pass of one layer normalized with; tensors are (C,), without gradient."""
+
+    mean: Tensor
+    """μ_B, the batch's mean."""
+    var: Tensor
+    """σ_B², the batch's biased variance."""
+    r_raw: Tensor
+    """σ_B/σ before clipping."""
+    d_raw: Tensor
+    """(μ_B - μ)/σ before clipping."""
+    r: Tensor
+    """Scale correction applied."""
+    d: Tensor
+    """Shift correction applied."""
+
+    @property
+    def r_clipped(self) -> Tensor:
+        """Share of channels whose r was clipped, 0-dim, in [0, 1]."""
+        return (self.r != self.r_raw).float().mean()
+
+    @property
+    def d_clipped(self) -> Tensor:
+        """Share of channels whose d was clipped, 0-dim, in [0, 1]."""
+        return (self.d != self.d_raw).float().mean()
+
+
+def compute_limits(step: int | Tensor, r_max: float, d_max: float, schedule: Schedule) -> tuple[Limit, Limit]:
+    """The limits after `step` steps: (1, 0), then rising linearly to (r_max, d_max).
+
+    Args:
+        step: a number, or a 0-dim floating tensor, for which the limits are tensors too.
+        r_max: final limit of r.
+        d_max: final limit of d.
+        schedule: steps at which the limits leave (1, 0), d_max is reached, r_max is reached.
+    """
+    start, d_end, r_end = schedule
+    return 1 + (r_max - 1) * _rise(step, start, r_end), d_max * _rise(step, start, d_end)
+
+
+def _rise(step: int | Tensor, start: int, end: int) -> Limit:
+    """0 until `start`, 1 from `end` on, linear between; a jump where they are the same."""
+    fraction = (step - start) / (end - start) if end > start else step - start + 1
+    return fraction.clamp(0, 1) if isinstance(fraction, Tensor) else min(max(fraction, 0.0), 1.0)
+
+
+class _BatchRenorm(_NormBase):
+    """Batch renormalization over (N, C, ...); see `BatchRenorm3d`."""
+
+    observer: Callable[[RenormObservation], None] | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.01,
+        affine: bool = True,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        schedule: Schedule = (5_000, 25_000, 40_000),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        # The layer's own numbers are float32 or wider, whatever the network's dtype.
+        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
+        self.r_max = r_max
+        self.d_max = d_max
+        self.schedule = schedule
+        self.observer = None
+        self._first_passes = FirstPasses()
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalizes (N, C, ...) into the same shape, dtype and memory format.
+
+        Raises:
+            ValueError: wrong number of dimensions, or one value per channel in training.
+        """
+        self._check_input_dim(input)
+        if not self.training:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        if input.numel() == input.size(1):
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
+            )
+        mean, var = batch_statistics(input)
+        r, d = self._corrections(mean, var)
+        return batch_renorm(input, self.weight, self.bias, mean, var, r, d, self.eps)
+
+    def limits(self) -> tuple[float, float]:
+        """The limits (r_max, d_max) that the schedule sets for the next training batch."""
+        r_max, d_max = compute_limits(int(self.num_batches_tracked), self.r_max, self.d_max, self.schedule)
+        return float(r_max), float(d_max)
+
+    @torch.no_grad()
+    def _corrections(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """r and d of this batch from the statistics before it; then lets the statistics take it in."""
+        if not torch.compiler.is_compiling() and inside_backward():
+            repeated = self._first_passes.recall(mean, var)
+            if repeated is not None:
+                return repeated
+        step = self._step()
+        r_raw, d_raw = compute_corrections(mean, var, self.running_mean, self.running_var, self.eps)
+        r, d = clip_corrections(r_raw, d_raw, *self._limits_at(step))
+        if self.observer is not None:
+            self.observer(RenormObservation(mean, var, r_raw, d_raw, r, d))
+        momentum = self._momentum_at(step)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(var, momentum)
+        self.num_batches_tracked.add_(1)
+        return r, d
+
+    def _step(self) -> int | Tensor:
+        """num_batches_tracked, as a tensor where a number would wait for the device or break a graph."""
+        if torch.compiler.is_compiling() or self.num_batches_tracked.device.type != "cpu":
+            return self.num_batches_tracked.to(self.running_mean.dtype)
+        return int(self.num_batches_tracked)
+
+    def _limits_at(self, step: int | Tensor) -> tuple[Limit, Limit]:
+        """The schedule's limits, but (1, 0) for the first batch, which has no statistics before it."""
+        r_max, d_max = compute_limits(step, self.r_max, self.d_max, self.schedule)
+        if isinstance(step, Tensor):
+            return torch.where(step == 0, 1.0, r_max), torch.where(step == 0, 0.0, d_max)
+        return (r_max, d_max) if step else (1.0, 0.0)
+
+    def _momentum_at(self, step: int | Tensor) -> float | Tensor:
+        """Weight of the newest batch in the moving averages; the first batch is all there is."""
+        if isinstance(step, Tensor):
+            return torch.where(step == 0, 1.0, self.momentum).to(step.dtype)
+        return self.momentum if step else 1.0
+
+
+class BatchRenorm1d(_BatchRenorm):
+    """Batch renormalization of (N, C) or (N, C, L); see `BatchRenorm3d`."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 3):
+            raise ValueError(f"expected 2D or 3D input (got {input.dim()}D input)")
+
+
+class BatchRenorm2d(_BatchRenorm):
+    """Batch renormalization of (N, C, H, W); see `BatchRenorm3d`."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 4:
+            raise ValueError(f"expected 4D input (got {input.dim()}D input)")
+
+
+class BatchRenorm3d(_BatchRenorm):
+    """Batch renormalization of (N, C, X, Y, Z)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 5:
+            raise ValueError(f"expected 5D input (got {input.dim()}D input)")
