@@ -1,0 +1,1 @@
+"""How good a segmentation is: overlap and surface metrics, per case and per cohort."""

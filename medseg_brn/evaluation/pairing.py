@@ -1,0 +1,122 @@
+"""Which prediction belongs to which reference, and what the classes are called."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg_brn.cases.labels import parse_labels
+from medseg_brn.errors import DataError
+from medseg_brn.volumes.reading import VOLUME_SUFFIXES, is_volume_path, volume_stem
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two label maps of one case."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Pairs by case name, and what is left over on either side."""
+
+    pairs: tuple[Pair, ...]
+    without_reference: tuple[str, ...]
+    without_prediction: tuple[str, ...]
+
+
+def pair_label_maps(predictions: Path, references: Path) -> Pairing:
+    """Pairs label maps by file name without suffixes: `p/a.nii.gz` goes with `r/a.nrrd`.
+
+    Two files pair whatever their names are.
+
+    Raises:
+        DataError: a path does not exist or holds no label map, a case occurs twice in a folder, or
+            no prediction has a reference.
+    """
+    predicted, referenced = find_label_maps(predictions), find_label_maps(references)
+    if predictions.is_file() and references.is_file():
+        return Pairing((Pair(volume_stem(predictions), predictions, references),), (), ())
+    names = [name for name in predicted if name in referenced]
+    if not names:
+        raise DataError(
+            f"No prediction in {predictions} ({_tell_names(list(predicted))}) has a reference "
+            f"in {references} ({_tell_names(list(referenced))}); give both files of a case the same name."
+        )
+    return Pairing(
+        pairs=tuple(Pair(name, predicted[name], referenced[name]) for name in names),
+        without_reference=tuple(name for name in predicted if name not in referenced),
+        without_prediction=tuple(name for name in referenced if name not in predicted),
+    )
+
+
+def find_label_maps(path: Path) -> dict[str, Path]:
+    """Case name -> file, sorted by name, of one file or of the label maps in a folder (not below it).
+
+    Hidden files are passed over (archives packed on macOS carry a `._name` beside each file).
+
+    Raises:
+        DataError: the path does not exist, holds no label map, or holds two for one case.
+    """
+    if path.is_file():
+        return {volume_stem(path): path}
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist; give a folder of label maps, or one label map.")
+    found: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        if not file.is_file() or file.name.startswith(".") or not is_volume_path(file):
+            continue
+        name = volume_stem(file)
+        if name in found:
+            raise DataError(
+                f"Case {name!r} has two label maps in {path}: {found[name].name} and {file.name}; remove one."
+            )
+        found[name] = file
+    if not found:
+        raise DataError(
+            f"{path} holds no label map ({', '.join(VOLUME_SUFFIXES)}); give the folder that holds them, "
+            "such as labelsTr of a dataset."
+        )
+    return found
+
+
+def read_class_names(path: Path) -> dict[int, str]:
+    """Label value -> class name, background (0) left out, from a `dataset.json` (Decathlon or nnU-Net).
+
+    Args:
+        path: the file, or the folder that holds it.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or does not describe its labels.
+    """
+    file = path / "dataset.json" if path.is_dir() else path
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {file}: {error.strerror}; give a dataset.json that names the classes."
+        ) from None
+    except ValueError as error:
+        raise DataError(
+            f"{file} is not valid JSON ({error}); correct it, or give another with --dataset."
+        ) from None
+    if not isinstance(description, dict):
+        raise DataError(
+            f"{file} holds a {type(description).__name__}; a dataset.json is an object with labels."
+        )
+    labels = parse_labels(description.get("labels"), str(file))
+    return {value: name for name, value in labels.items() if value != 0}
+
+
+def find_description(references: Path) -> Path | None:
+    """The `dataset.json` beside the reference folder or inside it, if there is one."""
+    folder = references if references.is_dir() else references.parent
+    beside = (folder / "dataset.json", folder.resolve().parent / "dataset.json")
+    return next((file for file in beside if file.is_file()), None)
+
+
+def _tell_names(names: list[str], shown: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
