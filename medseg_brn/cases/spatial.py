@@ -1,0 +1,261 @@
+"""From a scan's own grid to the network's and back: canonical axes, crop, voxel size.
+
+    input grid --canonical axes--> RAS+ --crop--> [lower, upper) --resample--> network grid
+
+A `SpatialRecord` holds what the way back needs. Everything here moves voxels and never changes
+what they mean: images are interpolated, label maps keep their classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import ndimage
+
+from medseg_brn.errors import ModelError
+from medseg_brn.volumes.geometry import (
+    canonicalize,
+    crop_grid,
+    resample_array,
+    resampled_grid,
+    restore_orientation,
+)
+from medseg_brn.volumes.volume import Grid, Volume
+
+CropName = Literal["none", "nonzero", "body"]
+
+BODY_THRESHOLD_HU = -500.0
+# nnU-Net's rule (Isensee et al. 2021): slices this much thicker than the pixels are wide carry
+# little shape from one to the next, and a cubic spline through them rings.
+THICK_SLICE_RATIO = 3.0
+# A voxel size this close to the target is the target: resampling would blur and gain nothing.
+SPACING_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialRecord:
+    """How one scan was brought to the network's grid, so that a result can be brought back.
+
+    Attributes:
+        input_grid: The scan's own grid.
+        lower: First voxel kept, in canonical axes.
+        upper: One past the last voxel kept, in canonical axes.
+        network_grid: The grid of what the network sees, in canonical axes.
+    """
+
+    input_grid: Grid
+    lower: tuple[int, int, int]
+    upper: tuple[int, int, int]
+    network_grid: Grid
+
+    @property
+    def network_shape(self) -> tuple[int, int, int]:
+        """Shape of what the network sees."""
+        return self.network_grid.shape
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """Shape of the whole scan in canonical axes."""
+        return _canonical_view(self.input_grid).shape
+
+    @property
+    def cropped_shape(self) -> tuple[int, int, int]:
+        """Shape of the kept region at the scan's own voxel size, in canonical axes."""
+        return _as_triple(high - low for low, high in zip(self.lower, self.upper, strict=True))
+
+    @property
+    def region(self) -> tuple[slice, slice, slice]:
+        """The kept region as an index into a canonical array."""
+        x, y, z = (slice(low, high) for low, high in zip(self.lower, self.upper, strict=True))
+        return x, y, z
+
+
+def plan_space(channels: Sequence[Volume], crop: CropName, spacing_mm: Sequence[float]) -> SpatialRecord:
+    """Returns how these channels of one scan (on one grid) get to voxels of `spacing_mm`.
+
+    Args:
+        channels: The scan's channels on their own grid; `body` looks for the body in the first.
+        crop: Region kept; when there is nothing to find (a blank scan), everything is.
+        spacing_mm: Target voxel size along the canonical axes; an axis within 1 % of it is left as it is.
+    """
+    canonical = [canonicalize(channel) for channel in channels]
+    lower, upper = find_crop([channel.array for channel in canonical], crop)
+    kept = crop_grid(canonical[0].grid, lower, upper)
+    wanted_mm = [
+        own if abs(own - target) <= SPACING_TOLERANCE * target else target
+        for own, target in zip(kept.spacing_mm, spacing_mm, strict=True)
+    ]
+    return SpatialRecord(channels[0].grid, lower, upper, resampled_grid(kept, wanted_mm))
+
+
+def find_crop(
+    channels: Sequence[np.ndarray], crop: CropName
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Returns the bounds [lower, upper) of the region to keep, in voxels of the arrays.
+
+    Args:
+        channels: Arrays (X, Y, Z) of one scan.
+        crop: `none` keeps everything; `nonzero` the bounding box of voxels that are not 0 in any
+            channel; `body` that of the largest connected piece of the first channel (CT, in HU)
+            above -500 HU.
+    """
+    full: tuple[int, int, int] = channels[0].shape  # type: ignore[assignment]
+    if crop == "none":
+        return (0, 0, 0), full
+    if crop == "body":
+        mask = _largest_component(channels[0] > BODY_THRESHOLD_HU)
+    else:
+        mask = np.logical_or.reduce([channel != 0 for channel in channels])
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
+        return (0, 0, 0), full
+    return _as_triple(side.start for side in boxes[0]), _as_triple(side.stop for side in boxes[0])
+
+
+def resample_image(array: np.ndarray, shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
+    """Returns an image channel on `shape` voxels over the same field of view, float32.
+
+    Axes that lose voxels are smoothed first. Cubic, except along thick slices (an axis whose voxels
+    are more than 3 times as long as along both others), where it is linear; nnU-Net's rule (Isensee
+    et al. 2021), which takes the nearest slice there.
+
+    Args:
+        array: (X, Y, Z) image.
+        shape: Shape wanted.
+        spacing_mm: Voxel size of `array`.
+    """
+    if array.shape == tuple(shape):
+        return array.astype(np.float32, copy=False)
+    new_spacing_mm = [own * old / new for own, old, new in zip(spacing_mm, array.shape, shape, strict=True)]
+    thick = next((axis for axis in map(_thick_axis, (spacing_mm, new_spacing_mm)) if axis is not None), None)
+    if thick is None:
+        return resample_array(array, shape, "cubic", antialias=True)
+    in_plane = list(shape)
+    in_plane[thick] = array.shape[thick]
+    flat = resample_array(array, in_plane, "cubic", antialias=True)
+    return resample_array(flat, shape, "linear", antialias=True)
+
+
+def resample_label_map(label_map: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Returns the label map on `shape` voxels: each class's mask resampled linearly, the largest wins.
+
+    Holds three float volumes at a time, however many classes there are. Ties go to the lower class.
+
+    Args:
+        label_map: (X, Y, Z) classes, unsigned integers.
+        shape: Shape wanted; the field of view stays the same.
+    """
+    if label_map.shape == tuple(shape):
+        return label_map
+    classes = np.unique(label_map)
+    masks = ((label_map == value).astype(np.float32) for value in classes)
+    return classes[_running_argmax(masks, shape)]
+
+
+def restore_scores(scores: Iterable[np.ndarray], record: SpatialRecord) -> np.ndarray:
+    """Returns the label map that the scores of all classes give on the scan's own grid.
+
+    Each class is resampled linearly to the scan's voxels before the largest wins, so borders fall
+    between the network's voxels. Outside the crop is class 0.
+
+    Args:
+        scores: Array (K, X, Y, Z), or an iterable of K arrays (X, Y, Z), on the network's grid:
+            logits or probabilities. An iterable is consumed class by class and never held whole.
+        record: How the scan was prepared.
+
+    Returns:
+        Label map with the input grid's shape: uint8, or uint16 with more than 256 classes.
+
+    Raises:
+        ModelError: A class's shape is not the network grid's, or a score is NaN.
+    """
+    checked = (_check_scores(np.asarray(score), record) for score in scores)
+    cropped = _running_argmax(checked, record.cropped_shape)
+    return _paste(cropped, record, outside=0)
+
+
+def restore_probabilities(probabilities: np.ndarray, record: SpatialRecord) -> np.ndarray:
+    """Returns the probabilities on the scan's own grid; outside the crop the background has 1.
+
+    Args:
+        probabilities: (K, X, Y, Z) on the network's grid, in [0, 1].
+        record: How the scan was prepared.
+
+    Returns:
+        (K, *input shape) float32 in [0, 1].
+    """
+    restored = np.empty((len(probabilities), *record.input_grid.shape), dtype=np.float32)
+    for index, probability in enumerate(probabilities):
+        checked = _check_scores(np.asarray(probability), record)
+        cropped = _resample_score(checked, record.cropped_shape)
+        restored[index] = _paste(cropped, record, outside=1 if index == 0 else 0)
+    return restored
+
+
+def _running_argmax(scores: Iterable[np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """Returns the index of the largest score after linear resampling, as np.argmax would."""
+    best: np.ndarray | None = None
+    winners = np.zeros(shape, dtype=np.uint8)
+    for index, score in enumerate(scores):
+        resampled = _resample_score(score, shape)
+        if best is None:
+            best = np.array(resampled)
+            continue
+        if index == np.iinfo(np.uint8).max + 1:
+            winners = winners.astype(np.uint16)
+        winners[resampled > best] = index
+        np.maximum(best, resampled, out=best)  # a NaN stays, and is found below
+    if best is None:
+        raise ModelError("There are no class scores to make a label map of; the network must have classes.")
+    if np.isnan(best.min()):
+        raise ModelError("The network's scores contain NaN, so no class wins; check its weights and input.")
+    return winners
+
+
+def _resample_score(score: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Returns one class's scores on `shape` voxels, linearly interpolated, float32."""
+    score = score.astype(np.float32, copy=False)
+    return score if score.shape == tuple(shape) else resample_array(score, shape, "linear")
+
+
+def _check_scores(score: np.ndarray, record: SpatialRecord) -> np.ndarray:
+    if score.shape != record.network_shape:
+        raise ModelError(
+            f"Scores of one class have shape {score.shape}, but the scan was prepared as "
+            f"{record.network_shape}; restore scores with the record of their own scan."
+        )
+    return score
+
+
+def _paste(cropped: np.ndarray, record: SpatialRecord, outside: int) -> np.ndarray:
+    """Returns the kept region inside the whole scan, in the scan's own axes."""
+    whole = np.full(record.canonical_shape, outside, dtype=cropped.dtype)
+    whole[record.region] = cropped
+    return np.ascontiguousarray(restore_orientation(whole, record.input_grid))
+
+
+def _canonical_view(grid: Grid) -> Volume:
+    """Returns a volume of no size in memory on the grid, in canonical axes."""
+    return canonicalize(Volume(np.broadcast_to(np.uint8(0), grid.shape), grid))
+
+
+def _thick_axis(spacing_mm: Sequence[float]) -> int | None:
+    """Returns the axis of thick slices, or None where there is no single one."""
+    *_, second, longest = sorted(spacing_mm)
+    return list(spacing_mm).index(longest) if longest > THICK_SLICE_RATIO * second else None
+
+
+def _largest_component(mask: np.ndarray) -> np.ndarray:
+    """Returns the largest face-connected piece of the mask (the first of equals)."""
+    labels, count = ndimage.label(mask)
+    if count <= 1:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def _as_triple(values: Iterable[int]) -> tuple[int, int, int]:
+    x, y, z = values
+    return x, y, z
