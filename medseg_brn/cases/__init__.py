@@ -1,1 +1,1 @@
-"""Patients and datasets: their layouts, checks, folds, fingerprint and deterministic preparation. No torch."""
+"""Patients and datasets: layouts, checks, folds, fingerprint, deterministic preparation. No torch."""

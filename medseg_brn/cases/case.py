@@ -14,7 +14,7 @@ class Case:
     A 4D file with its channels last may stand for all channels at once.
 
     Raises:
-        DataError: the name cannot be a file name. Outputs and cached files are named after the case.
+        DataError: there is no image, or the name cannot be a file name: outputs are named after their case.
     """
 
     name: str
@@ -29,6 +29,8 @@ class Case:
                 f"Case name {self.name!r} cannot be a file name, and predictions are named after their case; "
                 "use letters, digits, '-', '_' and '.'."
             )
+        if not self.image_paths:
+            raise DataError(f"Case {self.name!r} has no image; list at least one.")
 
 
 @dataclass(frozen=True)

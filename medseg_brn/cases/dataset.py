@@ -1,8 +1,11 @@
 """A dataset: its cases, classes and channels, whatever the layout of its files."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from medseg_brn.cases.case import Case, Listing, Problem
 from medseg_brn.cases.description import modality_of
@@ -12,7 +15,19 @@ from medseg_brn.errors import DataError
 from medseg_brn.volumes.reading import read_channels, read_volume
 from medseg_brn.volumes.volume import Volume
 
-__all__ = ["Case", "Dataset", "Layout", "Problem", "read_dataset", "read_images", "read_label_map"]
+__all__ = [
+    "Case",
+    "Dataset",
+    "Layout",
+    "Problem",
+    "read_dataset",
+    "read_images",
+    "read_label_map",
+    "read_labelled_case",
+]
+
+# Where nothing describes the channels, so many cases are asked, lest a single 4D file among them decides.
+CASES_ASKED = 5
 
 
 @dataclass(frozen=True)
@@ -86,12 +101,16 @@ def read_images(case: Case) -> list[Volume]:
     """
     channels = [(path, volume) for path in case.image_paths for volume in read_channels(path)]
     first_path, first = channels[0]
-    for path, volume in channels[1:]:
+    for path, volume in channels:
+        if not np.isfinite(volume.array).all():
+            raise DataError(
+                f"Case {case.name!r}: {path} has NaN or infinite voxels; replace them, by 0 for example."
+            )
         difference = first.grid.describe_difference(volume.grid)
         if difference:
             raise DataError(
                 f"Case {case.name!r}: the channels {first_path.name} and {path.name} lie on different grids: "
-                f"{difference}. Resample one onto the other's grid."
+                f"{difference}; resample one onto the other's grid."
             )
     return [volume for _, volume in channels]
 
@@ -109,8 +128,30 @@ def read_label_map(case: Case, dataset: Dataset) -> Volume:
     return Volume(map_to_classes(volume.array, dataset.label_values, case.label_path), volume.grid)
 
 
+def read_labelled_case(case: Case, dataset: Dataset) -> tuple[list[Volume], Volume]:
+    """Returns the case's channels and its label map in classes, all on one grid.
+
+    Raises:
+        DataError: as `read_images` and `read_label_map`, or the label map lies on another grid or the
+            number of channels is not the dataset's.
+    """
+    images, label_map = read_images(case), read_label_map(case, dataset)
+    if len(images) != len(dataset.modalities):
+        raise DataError(
+            f"Case {case.name!r} has {len(images)} channels, but the dataset {len(dataset.modalities)}; "
+            "every case has the same channels."
+        )
+    difference = images[0].grid.describe_difference(label_map.grid)
+    if difference:
+        raise DataError(
+            f"Case {case.name!r}: image and label map lie on different grids: {difference}; "
+            "resample the label map onto the image's grid with nearest-neighbour interpolation."
+        )
+    return images, label_map
+
+
 def _find_labels(cases: Sequence[Case]) -> dict[str, int]:
-    """Returns "class_<value>" -> value of all the label maps that can be read; `check` tells of the others."""
+    """Returns "class_<value>" -> value of all label maps that can be read; `check` tells of the others."""
     found = {0}
     for case in cases:
         try:
@@ -127,17 +168,23 @@ def _choose_modalities(listing: Listing, given: Sequence[str] | None) -> tuple[s
         return tuple(modality_of(name) for name in described)
     if len(given) != len(described) or not set(given) <= {"mri", "ct"}:
         raise DataError(
-            f"modalities {tuple(given)} does not fit dataset {listing.name!r}: it has {len(described)} channels "
-            f"({', '.join(described)}); give one of 'mri' and 'ct' for each."
+            f"Modalities {tuple(given)} do not fit dataset {listing.name!r}, which has {len(described)} "
+            f"channels ({', '.join(described)}); give one of 'mri' and 'ct' for each."
         )
     return tuple(given)
 
 
 def _count_channels(cases: Sequence[Case]) -> int:
-    """Returns the number of channels of the first case whose images can be read."""
+    """Returns the number of files per case; where that is one, of the channels that most of the first have."""
+    counts = Counter(len(case.image_paths) for case in cases)
+    if counts.most_common(1)[0][0] > 1:
+        return counts.most_common(1)[0][0]
+    counts = Counter()
     for case in cases:
         try:
-            return sum(len(read_channels(path)) for path in case.image_paths)
+            counts[len(read_channels(case.image_paths[0]))] += 1
         except DataError:
             continue
-    return len(cases[0].image_paths)
+        if counts.total() == CASES_ASKED:
+            break
+    return counts.most_common(1)[0][0] if counts else 1

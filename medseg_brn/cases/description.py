@@ -20,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}, line {error.lineno}, column {error.colno}: {error.msg}. It is not valid JSON; correct it there."
+            f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}; correct it there."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text: {error}.") from None

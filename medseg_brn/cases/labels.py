@@ -15,6 +15,8 @@ from medseg_brn.errors import DataError
 MAX_VALUES = 1000
 # Up to this range, counting each value is faster than sorting the voxels.
 COUNTING_RANGE = 1 << 20
+# Beyond it, floats do not hold every integer.
+LARGEST_INTEGER = 1 << 53
 
 
 def parse_labels(labels: object, place: str) -> dict[str, int]:
@@ -46,13 +48,13 @@ def parse_labels(labels: object, place: str) -> dict[str, int]:
 def _parse_label(key: str, value: object, place: str) -> tuple[str, int]:
     if isinstance(value, list | tuple):
         raise DataError(
-            f"{place}: label {key!r} is a region of the values {list(value)}. Overlapping regions are not "
-            "supported yet: give every class one value of its own, or list the same files in a CSV manifest, "
+            f"{place}: label {key!r} is a region of the values {list(value)}, and regions, which may overlap, "
+            "are not supported yet; give every class one value of its own, or list the same files in a CSV manifest, "
             "whose classes are the values found in the label maps."
         )
     if "ignore" in (key.lower(), str(value).lower()):
         raise DataError(
-            f"{place}: the label {key!r}: {value!r} marks voxels to ignore, which is not supported yet: give "
+            f"{place}: the label {key!r}: {value!r} marks voxels to ignore, which is not supported yet; give "
             "these voxels a class in the label maps and take the entry out."
         )
     if isinstance(value, str) and key.lstrip("-").isdecimal():
@@ -87,8 +89,8 @@ def find_values(label_map: np.ndarray, place: str | Path) -> tuple[np.ndarray, n
         values, counts = np.unique(integers, return_counts=True)
     if len(values) > MAX_VALUES:
         raise DataError(
-            f"Label map {place} holds {len(values)} different values from {low} to {high}; a label map has one "
-            f"per class, and at most {MAX_VALUES}. Check that it is not an image."
+            f"Label map {place} holds {len(values)} different values from {low} to {high}, but a label map "
+            f"has one per class and at most {MAX_VALUES}; see that it is not an image."
         )
     return values, counts
 
@@ -104,19 +106,19 @@ def map_to_classes(label_map: np.ndarray, label_values: Sequence[int], place: st
     Raises:
         DataError: a voxel is not an integer, or has a value that is none of `label_values`.
     """
-    values, counts = find_values(label_map, place)
+    integers = _as_integers(label_map, place)
+    values, counts = find_values(integers, place)
     class_of = {value: index for index, value in enumerate(label_values)}
     unknown = {
         int(value): int(n) for value, n in zip(values, counts, strict=True) if int(value) not in class_of
     }
     if unknown:
         raise DataError(
-            f"Label map {place} holds values that the dataset does not describe: {_tell_counts(unknown)}; "
-            f"it describes {', '.join(map(str, label_values))}. Correct the label map, or describe the values."
+            f"Label map {place} holds values that the dataset does not describe: {_tell_counts(unknown)}, "
+            f"beside {', '.join(map(str, label_values))}; correct the label map, or describe the values."
         )
     dtype = np.uint8 if len(label_values) <= np.iinfo(np.uint8).max + 1 else np.uint16
     classes = np.array([class_of[int(value)] for value in values], dtype)
-    integers = _as_integers(label_map, place)
     low, high = int(values[0]), int(values[-1])
     if high - low >= COUNTING_RANGE:
         return classes[np.searchsorted(values, integers)]
@@ -129,13 +131,12 @@ def _as_integers(label_map: np.ndarray, place: str | Path) -> np.ndarray:
     if label_map.dtype.kind in "iub":
         return label_map.astype(np.uint8) if label_map.dtype == bool else label_map
     rounded = np.rint(label_map)
-    wrong = rounded != label_map  # NaN differs from itself; infinity does not
-    wrong |= ~np.isfinite(label_map)
+    wrong = ~((rounded == label_map) & (np.abs(rounded) < LARGEST_INTEGER))
     if wrong.any():
         raise DataError(
-            f"Label map {place} has {int(wrong.sum())} voxels that are no integers, such as "
-            f"{float(label_map[wrong][0]):g}; label maps hold one integer per class. It was probably resampled "
-            "linearly: resample it again with nearest-neighbour interpolation."
+            f"Label map {place} has {np.count_nonzero(wrong)} voxels that are no integers, such as "
+            f"{float(label_map[wrong][0]):g}, but every class has an integer; if it was resampled linearly, "
+            "resample it again with nearest-neighbour interpolation."
         )
     return rounded.astype(np.int64)
 

@@ -163,7 +163,7 @@ def _folder_cases(folder: Path, ending: str, channels: int) -> tuple[list[Case],
     return cases, problems
 
 
-# ---------------------------------------------------------------- what a description and its folder disagree on
+# ---------------------------------------------------------------- where description and folder disagree
 
 
 def _visible_files(folder: Path) -> list[Path]:

@@ -72,8 +72,8 @@ def _image_columns(header: list[str], path: Path) -> list[str]:
     images = [column for column in header if column.startswith("image")]
     if "case" not in header or not images or len(set(header)) < len(header):
         raise DataError(
-            f"{path} has the columns {', '.join(header)}; it needs 'case', and 'image' (or 'image_0', 'image_1', … "
-            "with one column per channel), each once, and may have 'label', 'site' and 'patient'."
+            f"{path} has the columns {', '.join(header)}; it needs 'case' and 'image' (or 'image_0', 'image_1', "
+            "… with one column per channel), each once, and may have 'label', 'site' and 'patient'."
         )
     for column in set(header) - {"case", *images, *OPTIONAL_COLUMNS}:
         near = difflib.get_close_matches(column.lower(), OPTIONAL_COLUMNS, n=1, cutoff=0.75)
