@@ -15,16 +15,17 @@ from medseg_brn.errors import DataError
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which takes the place of `path` when the block ends well.
 
-    The temporary name ends in the name of `path`, so that writers which look at suffixes work, and begins with a
-    dot, so that what a killed process leaves is no one's input. What the block writes there may be a file or a
-    folder; when the block fails it is removed, and what was at `path` stays as it was. Missing parent folders are
-    made. Replacing a folder takes two renames, between which neither the old nor the new one stands at `path`.
+    The temporary name ends in the name of `path`, so that writers which look at suffixes work, and begins
+    with a dot, so that what a killed process leaves is no one's input. What the block writes there may be a
+    file or a folder; when the block fails it is removed, and what was at `path` stays as it was. Missing
+    parent folders are made. Replacing a folder takes two renames, between which neither the old nor the new
+    one stands at `path`.
 
     Raises:
         DataError: the place cannot be written to, or the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
+    temporary = _beside(path)
     _make_parent(path)
     try:
         yield temporary
@@ -51,22 +52,36 @@ def _make_parent(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"Cannot make the folder {path.parent}: {error.strerror}; choose another place.") from error
+        raise DataError(
+            f"Cannot make the folder {path.parent}: {error.strerror}; choose another place."
+        ) from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise DataError(f"Cannot write {path}: no permission to write into {path.parent}; choose another place.")
+        raise DataError(
+            f"Cannot write {path}: no permission to write into {path.parent}; choose another place."
+        )
 
 
 def _replace(temporary: Path, path: Path) -> None:
     if temporary.is_dir() != path.is_dir() and path.exists():
         kinds = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
-        raise DataError(f"Cannot write {path}: {kinds[0]} is there, and {kinds[1]} is to be written; move it away.")
+        raise DataError(
+            f"Cannot write {path}: {kinds[0]} is there, and {kinds[1]} is to be written; move it away."
+        )
     if not path.is_dir():
-        os.replace(temporary, path)
+        temporary.replace(path)
         return
-    old = path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
-    os.replace(path, old)
-    os.replace(temporary, path)
-    shutil.rmtree(old)
+    old = _beside(path)
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{uuid.uuid4().hex[:12]}-{path.name}")
 
 
 def _remove(path: Path) -> None:

@@ -1,7 +1,7 @@
 """Changes of a volume's grid: orientation, spacing, crop. Pure functions.
 
-Axes and affines follow `volume.py`. Grids made here carry no NIfTI header, for the header describes the grid it
-was read from.
+Axes and affines follow `volume.py`. Grids made here carry no NIfTI header, for the header describes the grid
+it was read from.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 def canonicalize(volume: Volume) -> Volume:
     """Permutes and flips the axes so that X, Y, Z run nearest to right, anterior, superior.
 
-    No value is interpolated and every voxel keeps its place in mm, so an oblique grid stays oblique. A volume
-    that is canonical already is returned itself.
+    No value is interpolated and every voxel keeps its place in mm, so an oblique grid stays oblique. The array
+    is a view of the volume's; a volume that is canonical already is returned itself.
     """
     orientation = io_orientation(volume.affine)
     if np.array_equal(orientation, CANONICAL):
@@ -41,12 +41,20 @@ def restore_orientation(array: np.ndarray, grid: Grid) -> np.ndarray:
         grid: the grid before `canonicalize`.
 
     Returns:
-        The same values in the axes of `grid`, with its shape.
+        A view of the same values, with the shape of `grid`.
+
+    Raises:
+        ValueError: the array has not the shape that `canonicalize` gives a volume on `grid`.
     """
     orientation = io_orientation(grid.affine)
+    # Axis i of the grid became axis source[i], reversed where flip[i] is -1.
     source, flip = orientation[:, 0].astype(int), orientation[:, 1]
-    # Axis i of the grid became axis source[i], flipped where flip[i] is -1.
-    return np.flip(array.transpose(source), axis=[axis for axis in range(3) if flip[axis] < 0])
+    restored = np.flip(array.transpose(source), axis=tuple(axis for axis in range(3) if flip[axis] < 0))
+    if restored.shape != grid.shape:
+        raise ValueError(
+            f"a canonical array of shape {array.shape} does not come from a grid of shape {grid.shape}"
+        )
+    return restored
 
 
 def resampled_grid(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
@@ -57,7 +65,8 @@ def resampled_grid(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
         | 0 | 1 | 2 | 3 |
         |   0   |   1   |
 
-    so a size is a whole number of voxels, at least 1, and the spacing is what the field of view divided by it is.
+    so a size is a whole number of voxels, at least 1, and the spacing is what the field of view divided by it
+    is.
     """
     wanted = np.asarray(spacing_mm, dtype=np.float64)
     if wanted.shape != (3,) or not (np.isfinite(wanted) & (wanted > 0)).all():
@@ -70,7 +79,7 @@ def resampled_grid(grid: Grid, spacing_mm: Sequence[float]) -> Grid:
     affine = grid.affine.copy()
     affine[:3, :3] *= factor
     affine[:3, 3] += grid.affine[:3, :3] @ (factor / 2 - 0.5)
-    return Grid((int(shape[0]), int(shape[1]), int(shape[2])), affine)
+    return Grid(_sizes(shape), affine)
 
 
 def crop_grid(grid: Grid, lower: Sequence[int], upper: Sequence[int]) -> Grid:
@@ -81,11 +90,12 @@ def crop_grid(grid: Grid, lower: Sequence[int], upper: Sequence[int]) -> Grid:
     """
     first, last = np.array(lower, dtype=int), np.array(upper, dtype=int)
     if (first < 0).any() or (last > grid.shape).any() or (first >= last).any():
-        raise ValueError(f"a crop from {tuple(lower)} to {tuple(upper)} is not inside a grid of shape {grid.shape}")
+        raise ValueError(
+            f"a crop from {tuple(lower)} to {tuple(upper)} is not inside a grid of shape {grid.shape}"
+        )
     affine = grid.affine.copy()
     affine[:3, 3] += grid.affine[:3, :3] @ first
-    size = last - first
-    return Grid((int(size[0]), int(size[1]), int(size[2])), affine)
+    return Grid(_sizes(last - first), affine)
 
 
 def resample_array(
@@ -93,21 +103,23 @@ def resample_array(
 ) -> np.ndarray:
     """Values of an array at the voxels of another shape over the same field of view.
 
-    Outer edges are aligned: voxel i of n_new lies at (i + 1/2) n_old / n_new - 1/2 in the old array. Beyond the
-    outermost centres the edge value continues.
+    Outer edges are aligned: voxel i of n_new lies at (i + 1/2) n_old / n_new - 1/2 in the old array. Beyond
+    the outermost centres the edge value continues.
 
     Args:
         array: (X, Y, Z).
         shape: the three sizes wanted.
         order: "nearest" for label maps; "linear" and "cubic" (Keys, 1981, a = -1/2) for values.
-        antialias: smooth the axes that lose voxels first, by a Gaussian of (n_old / n_new - 1) / 2 voxels; for
-            images, never for label maps.
+        antialias: smooth the axes that lose voxels first, by a Gaussian of (n_old / n_new - 1) / 2 voxels;
+            for images, never for label maps.
 
     Returns:
         An array of `shape`: of the same type for "nearest", else float32.
     """
     if order == "nearest":
-        return array[np.ix_(*(_nearest_indices(old, new) for old, new in zip(array.shape, shape, strict=True)))]
+        return array[
+            np.ix_(*(_nearest_indices(old, new) for old, new in zip(array.shape, shape, strict=True)))
+        ]
     result = np.asarray(array, dtype=np.float32)
     # The axis that shrinks most goes first: the later ones then have less to do.
     for axis in sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis]):
@@ -120,34 +132,43 @@ def resample_array(
     return result.copy() if result is array else result
 
 
+def _sizes(shape: np.ndarray) -> tuple[int, int, int]:
+    x, y, z = shape.tolist()
+    return x, y, z
+
+
 def _nearest_indices(old: int, new: int) -> np.ndarray:
-    """(new,) index of the old voxel that contains each new centre; one on the border of two belongs to the upper."""
+    """(new,) index of the old voxel around each new centre; the upper one where it lies on a border."""
     return np.minimum(((2 * np.arange(new) + 1) * old) // (2 * new), old - 1)
 
 
 def _resample_axis(array: np.ndarray, axis: int, new: int, order: Order) -> np.ndarray:
-    """Interpolates along one axis: a weighted sum of 2 (linear) or 4 (cubic) neighbours."""
+    """Interpolates along one axis: a weighted sum of 2 (linear) or 4 (cubic) neighbours, edges repeated."""
     old = array.shape[axis]
     position = (np.arange(new) + 0.5) * old / new - 0.5
     below = np.floor(position).astype(int)
-    fraction = position - below
-    weights = {-1: None, 0: 1 - fraction, 1: fraction, 2: None} if order == "linear" else _keys_weights(fraction)
-    column = [1, 1, 1]
-    column[axis] = new
-    result = np.zeros((*array.shape[:axis], new, *array.shape[axis + 1 :]), dtype=np.float32)
-    for offset, weight in weights.items():
-        if weight is not None:
-            neighbour = np.take(array, np.clip(below + offset, 0, old - 1), axis=axis)
-            neighbour *= weight.astype(np.float32).reshape(column)
-            result += neighbour
+    along_axis = [new if other == axis else 1 for other in range(3)]
+    result = np.zeros([new if other == axis else array.shape[other] for other in range(3)], dtype=np.float32)
+    for offset, weight in WEIGHTS[order](position - below).items():
+        neighbour = np.take(array, np.clip(below + offset, 0, old - 1), axis=axis)
+        neighbour *= weight.astype(np.float32).reshape(along_axis)
+        result += neighbour
     return result
 
 
-def _keys_weights(t: np.ndarray) -> dict[int, np.ndarray]:
-    """Keys' cubic convolution weights (a = -1/2) of the neighbours -1, 0, 1, 2 at fraction t above neighbour 0."""
+def _linear_weights(t: np.ndarray) -> dict[int, np.ndarray]:
+    """Weights of the neighbours 0 and 1 at fraction t above neighbour 0."""
+    return {0: 1 - t, 1: t}
+
+
+def _cubic_weights(t: np.ndarray) -> dict[int, np.ndarray]:
+    """Weights of the neighbours -1, 0, 1, 2 at fraction t above neighbour 0: Keys' cubic, a = -1/2."""
     return {
         -1: (-(t**3) + 2 * t**2 - t) / 2,
         0: (3 * t**3 - 5 * t**2 + 2) / 2,
         1: (-3 * t**3 + 4 * t**2 + t) / 2,
         2: (t**3 - t**2) / 2,
     }
+
+
+WEIGHTS = {"linear": _linear_weights, "cubic": _cubic_weights}

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from medseg_brn.errors import DataError
-from medseg_brn.volumes.nifti import read_nifti_array, read_nifti_grid
+from medseg_brn.volumes.dicom import holds_dicom, open_dicom
+from medseg_brn.volumes.image_file import ImageFile
+from medseg_brn.volumes.itk import open_itk
+from medseg_brn.volumes.nifti import open_nifti
 from medseg_brn.volumes.volume import Grid, Volume
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -14,53 +15,58 @@ VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 
 
 def read_volume(path: Path | str) -> Volume:
-    """The volume in a NIfTI, NRRD, MHA or MHD file, or in a folder with one DICOM series.
+    """The volume in a NIfTI, NRRD, MHA or MHD file, or in a folder that holds one DICOM series.
 
-    Values keep the type they are stored in; where the file scales them they are float32.
+    Values keep the type they are stored in; where a NIfTI header scales them they are float32.
 
     Raises:
-        DataError: nothing is there, it is truncated or no image, it has several channels, or its affine is singular
-            or not finite.
+        DataError: nothing is there, it is truncated or no image, it has several channels, or its affine is
+            singular or not finite.
     """
-    channels = read_channels(path)
-    if len(channels) > 1:
+    file = _open(Path(path))
+    if file.channels > 1:
         raise DataError(
-            f"{path} has {len(channels)} channels where one volume is expected; split it into one file per channel."
+            f"{path} has {file.channels} channels (shape {(*file.grid.shape, file.channels)}) where one "
+            f"volume is "
+            "expected; write each channel to a file of its own."
         )
-    return channels[0]
+    return Volume(file.read_array(), file.grid)
 
 
 def read_channels(path: Path | str) -> list[Volume]:
-    """The channels of a file, one volume each: the last axis of a 4D NIfTI, or the single channel of a 3D one.
+    """The channels of a file, one volume each on the same grid: a 4D NIfTI with channels last, or one volume.
 
     Raises:
-        DataError: as `read_volume`, save that several channels are welcome.
+        DataError: nothing is there, it is truncated or no image, or its affine is singular or not finite.
     """
-    path = _existing(path)
-    array, grid = read_nifti_array(path)
-    return [Volume(channel, grid) for channel in _split(array)]
+    file = _open(Path(path))
+    array = file.read_array().reshape(*file.grid.shape, file.channels)
+    return [Volume(array[..., channel], file.grid) for channel in range(file.channels)]
 
 
 def read_grid(path: Path | str) -> Grid:
-    """The grid of a file or of a folder with a DICOM series, read from the headers alone.
+    """The grid of a file, or of a folder that holds one DICOM series, from the headers alone.
 
     Raises:
         DataError: nothing is there, it is no image, or its affine is singular or not finite.
     """
-    return read_nifti_grid(_existing(path))[0]
+    return _open(Path(path)).grid
 
 
 def is_volume_path(path: Path | str) -> bool:
-    """Whether a path names a volume: by the suffix of a file, or by the DICOM files in a folder.
+    """Whether a volume can be expected at a path: a file with a volume's suffix, or a folder with DICOM
+    files.
 
-    Names that begin with a dot are no volumes: systems and interrupted writers leave such files behind.
+    Names that begin with a dot are no volumes: systems and interrupted programs leave such files behind.
     """
     path = Path(path)
-    return not path.name.startswith(".") and path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES)
+    if path.name.startswith("."):
+        return False
+    return holds_dicom(path) if path.is_dir() else path.is_file() and _has_suffix(path, VOLUME_SUFFIXES)
 
 
 def volume_stem(path: Path | str) -> str:
-    """A path's name without its volume suffix: "a.nii.gz" gives "a", and a folder gives its own name."""
+    """A path's name without its volume suffix: "a.nii.gz" gives "a"; a folder gives its own name."""
     name = Path(path).name
     for suffix in VOLUME_SUFFIXES:
         if name.lower().endswith(suffix):
@@ -68,12 +74,20 @@ def volume_stem(path: Path | str) -> str:
     return name
 
 
-def _existing(path: Path | str) -> Path:
-    path = Path(path)
+def _open(path: Path) -> ImageFile:
     if not path.exists():
         raise DataError(f"{path} does not exist; check the name and the folder.")
-    return path
+    if path.is_dir():
+        return open_dicom(path)
+    if _has_suffix(path, NIFTI_SUFFIXES):
+        return open_nifti(path)
+    if _has_suffix(path, ITK_SUFFIXES):
+        return open_itk(path)
+    raise DataError(
+        f"{path} is none of {', '.join(VOLUME_SUFFIXES)}; convert it, or for DICOM give the folder of the "
+        f"series."
+    )
 
 
-def _split(array: np.ndarray) -> list[np.ndarray]:
-    return [array] if array.ndim == 3 else [array[..., channel] for channel in range(array.shape[3])]
+def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(suffixes)

@@ -21,7 +21,8 @@ class Grid:
     """Where voxels lie: as many as `shape` says, at the places that `affine` says.
 
     Raises:
-        DataError: a shape that is not three positive sizes, or an affine that is not finite or not invertible.
+        DataError: a shape that is not three positive sizes, or an affine that is not finite or not
+            invertible.
     """
 
     shape: tuple[int, int, int]
@@ -29,7 +30,7 @@ class Grid:
     affine: np.ndarray
     """(4, 4) float64: voxel index to RAS+ mm."""
     header: nib.Nifti1Header | None = None
-    """The NIfTI header the grid was read from, so that a written file repeats its two transforms and their codes."""
+    """NIfTI header the grid was read from: a written file repeats its two transforms and their codes."""
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
@@ -89,7 +90,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.array.shape != self.grid.shape:
-            raise DataError(f"An array of shape {self.array.shape} does not lie on a grid of shape {self.grid.shape}.")
+            raise DataError(
+                f"An array of shape {self.array.shape} does not lie on a grid of shape {self.grid.shape}."
+            )
 
     @property
     def affine(self) -> np.ndarray:
@@ -112,12 +115,15 @@ def _check_affine(affine: np.ndarray) -> None:
     if affine.shape != (4, 4):
         raise DataError(f"An affine is a (4, 4) matrix, not {affine.shape}.")
     if not np.isfinite(affine).all():
-        raise DataError(f"The affine {affine[:3].tolist()} has values that are not finite; correct the header.")
+        raise DataError(
+            f"The affine {affine[:3].tolist()} has values that are not finite; correct the header."
+        )
     edges = affine[:3, :3]
     box = float(np.prod(np.linalg.norm(edges, axis=0)))
     if box == 0 or abs(np.linalg.det(edges)) < SMALLEST_VOLUME_FRACTION * box:
         raise DataError(
-            f"The affine {affine[:3].tolist()} is singular: its three axes do not span the space; correct the header."
+            f"The affine {affine[:3].tolist()} is singular: its three axes do not span the space; correct "
+            f"the header."
         )
 
 

@@ -1,0 +1,176 @@
+"""DICOM: a folder that holds the slices of one series."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from medseg_brn.errors import DataError
+from medseg_brn.volumes.image_file import ImageFile
+from medseg_brn.volumes.itk import affine_of, check_layout, make_grid, read_array, read_information
+
+DESCRIPTION, MODALITY, POSITION = "0008|103e", "0008|0060", "0020|0032"
+
+LARGEST_UNEVENNESS = 0.1
+"""A step between slices may differ from the median one by this share of it, for positions are rounded."""
+
+MAGIC_OFFSET, MAGIC = 128, b"DICM"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One file of a series, by its header."""
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    """(4, 4) pixel index to RAS+ mm; the third column, the step to the next slice, is a guess of ITK's."""
+    description: str
+    """Modality and series description, for messages."""
+    placed: bool
+    """Whether the file says where the slice lies."""
+
+    @property
+    def origin_mm(self) -> np.ndarray:
+        """(3,) place of the first pixel."""
+        return self.affine[:3, 3]
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a folder holds DICOM files, by their .dcm suffix or the magic word inside them."""
+    return any(_is_dicom(path) for path in sorted(folder.iterdir()))
+
+
+def open_dicom(folder: Path) -> ImageFile:
+    """The grid of the one DICOM series in a folder, and its values on request, rescaled (CT: Hounsfield
+    units).
+
+    Slices are ordered by their place. The third axis is the step between them, not the normal of the first,
+    so that slices shifted against each other (a tilted gantry) make the sheared grid they are and not a wrong
+    one.
+
+    Raises:
+        DataError: no DICOM file, several series, a slice missing or twice in one place, or slices that differ
+            in shape or orientation.
+    """
+    slices = [_read_slice(path) for path in _series_paths(folder)]
+    first = slices[0]
+    if len(slices) == 1:
+        # A single file tells all: one slice, or all frames of an enhanced image.
+        shape, affine = first.shape, first.affine
+    else:
+        _check_alike(folder, slices)
+        normal = np.cross(first.affine[:3, 0], first.affine[:3, 1])
+        slices.sort(key=lambda one: float(one.origin_mm @ normal))
+        affine = slices[0].affine.copy()
+        affine[:3, 2] = _step_mm(folder, slices)
+        shape = (*first.shape[:2], len(slices))
+    paths = [one.path for one in slices]
+    return ImageFile(folder, make_grid(folder, shape, affine), 1, lambda: _read_array(folder, paths))
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".dcm":
+        return True
+    with path.open("rb") as file:
+        file.seek(MAGIC_OFFSET)
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _series_paths(folder: Path) -> list[Path]:
+    """The files of the only series in a folder."""
+    names = {
+        series: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
+        for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    }
+    if not names:
+        raise DataError(f"The folder {folder} holds no DICOM series; give the folder the slices are in.")
+    if len(names) > 1:
+        found = "; ".join(
+            f"{_read_slice(Path(files[0])).description}, {len(files)} files, series {series}"
+            for series, files in names.items()
+        )
+        raise DataError(
+            f"The folder {folder} holds {len(names)} DICOM series: {found}. Keep each in a folder of its own."
+        )
+    return [Path(name) for files in names.values() for name in files]
+
+
+def _read_slice(path: Path) -> Slice:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    read_information(path, reader)
+    check_layout(path, reader)
+    if reader.GetNumberOfComponents() != 1:
+        raise DataError(f"{path} is a colour picture, not a slice of a volume; take it out of the folder.")
+    words = [reader.GetMetaData(tag).strip() for tag in (MODALITY, DESCRIPTION) if reader.HasMetaDataKey(tag)]
+    return Slice(
+        path=path,
+        shape=reader.GetSize(),
+        affine=affine_of(reader),
+        description=" ".join(words) or "without description",
+        placed=reader.HasMetaDataKey(POSITION),
+    )
+
+
+def _check_alike(folder: Path, slices: Sequence[Slice]) -> None:
+    """Raises DataError unless all slices have a place, and one shape, pixel size and orientation."""
+    first = slices[0]
+    for one in slices:
+        if not one.placed:
+            raise DataError(
+                f"{one.path} does not say where its slice lies (ImagePositionPatient is missing)."
+            )
+        if one.shape != first.shape or one.shape[2] != 1:
+            raise DataError(
+                f"The slices in {folder} differ in shape: {first.path.name} has {first.shape}, "
+                f"{one.path.name} has "
+                f"{one.shape}; keep one stack of slices in the folder."
+            )
+        if not np.allclose(one.affine[:3, :2], first.affine[:3, :2], atol=1e-4):
+            raise DataError(
+                f"The slices in {folder} differ in pixel size or orientation: {first.path.name} and "
+                f"{one.path.name}; "
+                "take scout images out of the folder."
+            )
+
+
+def _step_mm(folder: Path, slices: Sequence[Slice]) -> np.ndarray:
+    """(3,) mean step from one slice to the next; DataError where steps differ, naming where."""
+    origins = np.array([one.origin_mm for one in slices])
+    steps = np.diff(origins, axis=0)
+    median_step = np.median(steps, axis=0)
+    allowed_mm = LARGEST_UNEVENNESS * float(np.linalg.norm(median_step))
+    lengths_mm = np.linalg.norm(steps, axis=1)
+    unevenness_mm = np.linalg.norm(steps - median_step, axis=1)
+    if lengths_mm.min() <= allowed_mm:
+        raise DataError(
+            f"The folder {folder} has two slices in one place, {_pair(slices, int(lengths_mm.argmin()))}: "
+            "several time points or echoes; keep one of them in the folder."
+        )
+    if unevenness_mm.max() > allowed_mm:
+        at = int(unevenness_mm.argmax())
+        raise DataError(
+            f"The slices in {folder} are not evenly spaced: {_pair(slices, at)} lie {lengths_mm[at]:.4g} mm "
+            f"apart, most others {np.median(lengths_mm):.4g} mm; one is missing, or one does not belong: "
+            "export the series again."
+        )
+    return (origins[-1] - origins[0]) / (len(slices) - 1)
+
+
+def _pair(slices: Sequence[Slice], index: int) -> str:
+    return f"{slices[index].path.name} and {slices[index + 1].path.name}"
+
+
+def _read_array(folder: Path, paths: Sequence[Path]) -> np.ndarray:
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(path) for path in paths])
+    array = read_array(folder, reader)
+    # GDCM computes rescaled values in double where the slope or the intercept is not an integer.
+    return array.astype(np.float32) if array.dtype == np.float64 else array
