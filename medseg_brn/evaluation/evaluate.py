@@ -61,9 +61,10 @@ def evaluate_case(
     )
 
 
-def find_classes(*label_maps: Volume) -> dict[int, str]:
-    """Label value -> `class_<value>` for every value but 0 that the label maps hold, ascending."""
-    values = {int(value) for volume in label_maps for value in find_values(volume.array, "to evaluate")[0]}
+def find_classes(prediction: Volume, reference: Volume) -> dict[int, str]:
+    """Label value -> `class_<value>` for every value but 0 that one of the label maps holds, ascending."""
+    places = {"of the prediction": prediction, "of the reference": reference}
+    values = {int(value) for place, volume in places.items() for value in find_values(volume.array, place)[0]}
     return {value: f"{FOUND_PREFIX}{value}" for value in sorted(values - {0})}
 
 

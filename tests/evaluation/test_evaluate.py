@@ -1,0 +1,119 @@
+"""Cases and folders, from volumes and files."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from medseg_brn.errors import DataError
+from medseg_brn.evaluation.evaluate import evaluate_case, evaluate_folders
+from medseg_brn.volumes.volume import Grid, Volume
+from medseg_brn.volumes.writing import write_volume
+
+SPACING_MM = (1.0, 2.0, 5.0)
+
+
+def label_map(*voxels: tuple[tuple[int, int, int], int], origin_mm: float = 0.0, dtype=np.uint8) -> Volume:
+    affine = np.diag([*SPACING_MM, 1.0])
+    affine[0, 3] = origin_mm
+    array = np.zeros((6, 5, 4), dtype=dtype)
+    for index, label in voxels:
+        array[index] = label
+    return Volume(array, Grid(array.shape, affine))
+
+
+def test_one_voxel_beside_another():
+    """Along Y, where voxels are 2 mm apart; a voxel is 1 x 2 x 5 mm = 0.01 ml."""
+    prediction = label_map(((1, 1, 1), 7), ((4, 4, 3), 7))
+    reference = label_map(((1, 2, 1), 7), ((4, 4, 3), 7))
+    (lesion,) = evaluate_case(prediction, reference, {7: "lesion"}, tolerance_mm=1.0).values()
+    assert lesion.dice == 0.5
+    assert lesion.surface_dice == 0.5
+    assert lesion.average_surface_distance_mm == pytest.approx(1.0)
+    assert lesion.hd95_mm == pytest.approx(1.9)  # 95 % of the way from 0 to 2 mm
+    assert lesion.prediction_ml == pytest.approx(0.02)
+    assert lesion.volume_difference_ml == pytest.approx(0)
+
+
+def test_classes_do_not_mix():
+    volume = label_map(((0, 0, 0), 1), ((1, 0, 0), 2), ((2, 0, 0), 2))
+    swapped = label_map(((0, 0, 0), 2), ((1, 0, 0), 1), ((2, 0, 0), 2))
+    result = evaluate_case(swapped, volume, {1: "one", 2: "two", 3: "three"})
+    assert [result[name].dice for name in ("one", "two")] == [0, 0.5]
+    assert math.isnan(result["three"].dice)
+    assert result["three"].reference_ml == 0
+
+
+def test_classes_that_nothing_names_are_called_by_value():
+    result = evaluate_case(label_map(((0, 0, 0), 9)), label_map(((0, 0, 0), 9), ((1, 1, 1), 4)))
+    assert list(result) == ["class_4", "class_9"]
+    assert result["class_4"].dice == 0
+
+
+def test_floats_that_hold_integers_are_labels_and_others_are_not():
+    reference = label_map(((0, 0, 0), 1))
+    assert evaluate_case(label_map(((0, 0, 0), 1), dtype=np.float32), reference)["class_1"].dice == 1
+    with pytest.raises(DataError, match=r"prediction.*0\.5"):
+        evaluate_case(label_map(((0, 0, 0), 0.5), dtype=np.float32), reference)
+
+
+def test_value_outside_the_classes_is_refused():
+    with pytest.raises(DataError, match=r"prediction.* 5 "):
+        evaluate_case(label_map(((0, 0, 0), 5)), label_map(), {1: "liver"})
+
+
+def test_other_grid_is_refused_with_both_values():
+    with pytest.raises(DataError, match=r"origin \(0, 0, 0\) mm against \(3, 0, 0\) mm.*resample"):
+        evaluate_case(label_map(origin_mm=3), label_map())
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Predictions of a, b, damaged, lost, moved; references of a, b, c, damaged, moved."""
+    one, two = label_map(((0, 0, 0), 1)), label_map(((0, 0, 0), 1), ((1, 1, 1), 2))
+    for name in ("a", "b", "lost"):
+        write_volume(one, tmp_path / "predictions" / f"{name}.nii.gz")
+    write_volume(label_map(origin_mm=3), tmp_path / "predictions" / "moved.nii.gz")
+    (tmp_path / "predictions" / "damaged.nii.gz").write_bytes(b"no image")
+    for name, volume in {"a": one, "b": two, "c": two, "damaged": one, "moved": one}.items():
+        write_volume(volume, tmp_path / "data" / "labelsTr" / f"{name}.nii.gz")
+    return tmp_path / "predictions", tmp_path / "data" / "labelsTr"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_bad_cases_are_told_and_the_others_evaluated(folders, jobs):
+    told = []
+    evaluation = evaluate_folders(*folders, jobs=jobs, progress=lambda *count: told.append(count))
+    assert [case.case for case in evaluation.cases] == ["a", "b"]
+    failures = {failure.case: failure.message for failure in evaluation.failures}
+    assert set(failures) == {"damaged", "moved", "lost"}
+    assert "damaged.nii.gz" in failures["damaged"]
+    assert "(3, 0, 0) mm" in failures["moved"]
+    assert "no reference" in failures["lost"]
+    assert evaluation.unpredicted == ("c",)
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_class_that_one_case_lacks_is_absent_there(folders):
+    evaluation = evaluate_folders(*folders)
+    assert evaluation.class_names == ("class_1", "class_2")
+    np.testing.assert_array_equal(evaluation.values("dice"), [[1, np.nan], [1, 0]])
+    assert evaluation.summary()["classes"]["class_2"]["absent"] == 1
+
+
+def test_class_names_come_from_the_description_beside_the_references(folders):
+    labels = {"0": "background", "1": "liver", "2": "tumour"}
+    (folders[1].parent / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert evaluate_folders(*folders).class_names == ("liver", "tumour")
+    assert evaluate_folders(*folders, classes={1: "x", 2: "y"}).class_names == ("x", "y")
+
+
+def test_real_references_against_themselves(data_folder):
+    references = data_folder / "Task04_Hippocampus" / "labelsTr"
+    evaluation = evaluate_folders(
+        references / "hippocampus_001.nii.gz", references / "hippocampus_001.nii.gz"
+    )
+    assert evaluation.class_names == ("Anterior", "Posterior")
+    assert evaluation.summary()["dice_mean"] == 1
+    np.testing.assert_array_equal(evaluation.values("hd95_mm"), [[0, 0]])

@@ -1,0 +1,83 @@
+"""Which files go together, and what the classes are called."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medseg_brn.errors import DataError
+from medseg_brn.evaluation.pairing import find_description, find_label_maps, pair_label_maps, read_class_names
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_files_pair_by_name_whatever_their_format(tmp_path):
+    predictions = touch(tmp_path / "p", "a.nii.gz", "b.nrrd", "extra.nii")
+    references = touch(tmp_path / "r", "a.nii", "b.nii.gz", "c.nii.gz", "notes.txt", "._a.nii.gz")
+    pairing = pair_label_maps(predictions, references)
+    assert [(pair.case, pair.prediction.name, pair.reference.name) for pair in pairing.pairs] == [
+        ("a", "a.nii.gz", "a.nii"),
+        ("b", "b.nrrd", "b.nii.gz"),
+    ]
+    assert pairing.without_reference == ("extra",)
+    assert pairing.without_prediction == ("c",)
+
+
+def test_two_files_pair_whatever_their_names(tmp_path):
+    folder = touch(tmp_path, "mine.nii.gz", "truth.nii.gz")
+    (pair,) = pair_label_maps(folder / "mine.nii.gz", folder / "truth.nii.gz").pairs
+    assert (pair.case, pair.reference.name) == ("mine", "truth.nii.gz")
+
+
+def test_nothing_pairs(tmp_path):
+    predictions, references = touch(tmp_path / "p", "a.nii.gz"), touch(tmp_path / "r", "b.nii.gz")
+    with pytest.raises(DataError, match=r"\(a\).*\(b\).*same name"):
+        pair_label_maps(predictions, references)
+
+
+def test_missing_folder_empty_folder_and_double_case(tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        find_label_maps(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"holds no label map.*labelsTr"):
+        find_label_maps(touch(tmp_path / "empty", "readme.txt"))
+    with pytest.raises(DataError, match=r"'a' has two label maps.*a\.nii and a\.nii\.gz"):
+        find_label_maps(touch(tmp_path / "double", "a.nii", "a.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    "labels", [{"0": "background", "2": "tumour", "1": "liver"}, {"background": 0, "tumour": 2, "liver": 1}]
+)
+def test_class_names_in_both_spellings(tmp_path, labels):
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    assert (
+        read_class_names(tmp_path) == read_class_names(tmp_path / "dataset.json") == {1: "liver", 2: "tumour"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("{", "not valid JSON"), ("[1]", "holds a list"), ("{}", "labels")]
+)
+def test_bad_description(tmp_path, text, told):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DataError, match=told):
+        read_class_names(tmp_path)
+
+
+def test_missing_description(tmp_path):
+    with pytest.raises(DataError, match=r"Cannot read .*dataset\.json"):
+        read_class_names(tmp_path)
+
+
+def test_description_is_found_beside_the_references(tmp_path):
+    references = touch(tmp_path / "labelsTr", "a.nii.gz")
+    assert find_description(references) is None
+    touch(tmp_path, "dataset.json")
+    assert find_description(references) == tmp_path / "dataset.json"
+    assert find_description(references / "a.nii.gz") == tmp_path / "dataset.json"
+    touch(references, "dataset.json")
+    assert find_description(references) == references / "dataset.json"
