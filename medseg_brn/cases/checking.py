@@ -196,7 +196,7 @@ def _digest(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.blake2b()
     for array in arrays:
         digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array, dtype=np.float32))
+        digest.update(np.ascontiguousarray(array, dtype=np.float32).data)
     return digest.hexdigest()
 
 

@@ -175,7 +175,7 @@ def _choose_modalities(listing: Listing, given: Sequence[str] | None) -> tuple[s
 
 
 def _count_channels(cases: Sequence[Case]) -> int:
-    """Returns the number of files per case; where that is one, of the channels that most of the first have."""
+    """Returns the number of files per case; where that is one, how many channels most of the first have."""
     counts = Counter(len(case.image_paths) for case in cases)
     if counts.most_common(1)[0][0] > 1:
         return counts.most_common(1)[0][0]

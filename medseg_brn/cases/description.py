@@ -20,10 +20,10 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}; correct it there."
+            f"{path}, line {error.lineno}, column {error.colno} is not valid JSON: {error.msg}; correct it."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text: {error}.") from None
+        raise DataError(f"{path} cannot be read as text: {error}; save it in UTF-8.") from None
     if not isinstance(content, dict):
         raise DataError(
             f'{path} holds {type(content).__name__}; a description is an object: {{"labels": {{…}}}}.'

@@ -83,7 +83,7 @@ def compute_fingerprint(
     if not sum(sample.shape[1] for sample in samples):
         raise DataError(
             f"None of the {len(cases)} cases of {dataset.name!r} has a foreground voxel, so there is nothing "
-            f"to learn; see that the label maps hold {', '.join(map(str, dataset.label_values[1:])) or 'any'}."
+            f"to learn; see that the label maps hold the values {dataset.label_values[1:]}."
         )
     spacing_x, spacing_y, spacing_z = np.median(spacings, axis=0).round(6).tolist()
     size_x, size_y, size_z = np.median(shapes, axis=0).round().astype(int).tolist()

@@ -29,8 +29,8 @@ def split_folds(cases: Sequence[Case], folds: int, seed: int) -> list[list[Case]
     patients = _group_by_patient(cases)
     if not 2 <= folds <= len(patients):
         raise DataError(
-            f"{len(patients)} patients ({len(cases)} cases) cannot be split into {folds} folds; set dataset.folds "
-            f"between 2 and {len(patients)}, or dataset.fold to null to train on every case."
+            f"{len(patients)} patients ({len(cases)} cases) cannot be split into {folds} folds; set "
+            f"dataset.folds between 2 and {len(patients)}, or dataset.fold to null to train on every case."
         )
     rng = np.random.default_rng(seed)
     sites = _group_by_site(patients)

@@ -4,6 +4,7 @@ Files hold *values* (0 and 255, or 1, 2 and 4); networks know *classes* 0, 1, 2 
 background. Class `k` stands for the file value `label_values[k]`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from medseg_brn.errors import DataError
 
+INTEGER = re.compile(r"-?\d+", re.ASCII)
 # Label maps hold a few hundred values at most; more mean that an image was given as a label map.
 MAX_VALUES = 1000
 # Up to this range, counting each value is faster than sorting the voxels.
@@ -48,25 +50,20 @@ def parse_labels(labels: object, place: str) -> dict[str, int]:
 def _parse_label(key: str, value: object, place: str) -> tuple[str, int]:
     if isinstance(value, list | tuple):
         raise DataError(
-            f"{place}: label {key!r} is a region of the values {list(value)}, and regions, which may overlap, "
-            "are not supported yet; give every class one value of its own, or list the same files in a CSV manifest, "
-            "whose classes are the values found in the label maps."
+            f"{place}: label {key!r} is a region of the values {list(value)}, and regions, which may "
+            "overlap, are not supported yet; give every class one value of its own, or list the same files "
+            "in a CSV manifest, whose classes are the values found in the label maps."
         )
     if "ignore" in (key.lower(), str(value).lower()):
         raise DataError(
             f"{place}: the label {key!r}: {value!r} marks voxels to ignore, which is not supported yet; give "
             "these voxels a class in the label maps and take the entry out."
         )
-    if isinstance(value, str) and key.lstrip("-").isdecimal():
-        key, value = value, key
-    try:
-        if isinstance(value, bool) or int(value) != float(value):  # type: ignore[call-overload]
-            raise ValueError
-        return key, int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{place}: label {key!r} has the value {value!r}; a class has one integer value."
-        ) from None
+    if isinstance(value, str) and INTEGER.fullmatch(key):
+        return value, int(key)
+    if isinstance(value, int | str) and not isinstance(value, bool) and INTEGER.fullmatch(str(value)):
+        return key, int(value)
+    raise DataError(f"{place}: label {key!r} has the value {value!r}; give each class one integer.")
 
 
 def find_values(label_map: np.ndarray, place: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@
 the cases. Nothing is renamed or written, and test images (`imagesTs`) are not looked at.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -102,10 +103,8 @@ def _decathlon_case(folder: Path, entry: object, place: str) -> Case:
 def _channel_files(image_path: Path) -> tuple[Path, ...]:
     """The files NAME_0000, NAME_0001, … that nnU-Net v1 keeps for an image listed as NAME."""
     stem, suffix = volume_stem(image_path), image_path.name[len(volume_stem(image_path)) :]
-    channel = re.compile(re.escape(stem) + r"_\d{4}" + re.escape(suffix))
-    if not image_path.parent.is_dir():
-        return ()
-    return tuple(sorted(path for path in image_path.parent.iterdir() if channel.fullmatch(path.name)))
+    numbered = (image_path.with_name(f"{stem}_{channel:04d}{suffix}") for channel in itertools.count())
+    return tuple(itertools.takewhile(Path.exists, numbered))
 
 
 # ---------------------------------------------------------------- nnU-Net raw
@@ -117,25 +116,29 @@ def _list_nnunet(folder: Path, content: Mapping[str, Any]) -> Listing:
     described = parse_description(content, place, folder.name)
     if described["channel_names"] is None:
         raise DataError(f'{place} has no "channel_names"; the nnU-Net layout needs it: {{"0": "MRI"}}.')
+    left_out: list[Problem] = []
     if "dataset" in content:
-        cases, problems = _explicit_cases(folder, content["dataset"], place), []
+        cases = _explicit_cases(folder, content["dataset"], place)
     else:
         ending = str(content.get("file_ending", ".nii.gz"))
-        cases, problems = _folder_cases(folder, ending, len(described["channel_names"]))
-    problems += _check_count(content, len(cases), "there are")
-    return Listing(**described, root=folder, cases=tuple(cases), problems=tuple(problems))
+        cases, left_out = _folder_cases(folder, ending, len(described["channel_names"]))
+    problems = (*left_out, *_check_count(content, len(cases), "there are"))
+    return Listing(**described, root=folder, cases=tuple(cases), problems=problems)
 
 
 def _explicit_cases(folder: Path, entries: object, place: Path) -> list[Case]:
     """The cases of nnU-Net's optional `"dataset": {name: {"images": [path…], "label": path}}`."""
+    if not isinstance(entries, Mapping) or not entries:
+        raise DataError(f'{place}: "dataset" lists no cases; take it out to use the files of imagesTr.')
     try:
         return [
             Case(name, tuple(folder / path for path in entry["images"]), folder / entry["label"])
-            for name, entry in entries.items()  # type: ignore[attr-defined]
+            for name, entry in entries.items()
         ]
-    except (AttributeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(
-            f'{place}: "dataset" is not {{name: {{"images": [path, …], "label": path}}}} ({error}).'
+            f'{place}: "dataset" has an entry that cannot be read ({error!r}); '
+            'write {"NAME": {"images": [path, …], "label": path}}.'
         ) from None
 
 
@@ -187,7 +190,7 @@ def _report_left_out(folder: Path, used: Iterable[Path]) -> list[Problem]:
 
 def _check_count(content: Mapping[str, Any], cases: int, what: str) -> list[Problem]:
     announced = content.get("numTraining", cases)
-    if announced == cases:
+    if str(announced) == str(cases):
         return []
     message = f"dataset.json says numTraining {announced}, but {what} {cases} cases."
     return [Problem("", message, "Look for missing files, or correct numTraining.", "warning")]

@@ -72,8 +72,8 @@ def _image_columns(header: list[str], path: Path) -> list[str]:
     images = [column for column in header if column.startswith("image")]
     if "case" not in header or not images or len(set(header)) < len(header):
         raise DataError(
-            f"{path} has the columns {', '.join(header)}; it needs 'case' and 'image' (or 'image_0', 'image_1', "
-            "… with one column per channel), each once, and may have 'label', 'site' and 'patient'."
+            f"{path} has the columns {', '.join(header)}; name them 'case', 'image' (or one per channel: "
+            "'image_0', 'image_1', …) and optionally 'label', 'site' and 'patient', each once."
         )
     for column in set(header) - {"case", *images, *OPTIONAL_COLUMNS}:
         near = difflib.get_close_matches(column.lower(), OPTIONAL_COLUMNS, n=1, cutoff=0.75)
@@ -92,10 +92,13 @@ def _parse_row(row: dict[str, str], images: list[str], place: str, folder: Path)
     if missing or not row["case"]:
         empty = ", ".join(repr(column) for column in (["case"] if not row["case"] else missing))
         raise DataError(f"{place}: {empty} is empty; every case has a name and every channel.")
-    return Case(
-        name=row["case"],
-        image_paths=tuple(folder / row[column] for column in images),
-        label_path=folder / row["label"] if row.get("label") else None,
-        site=row.get("site") or None,
-        patient=row.get("patient") or None,
-    )
+    try:
+        return Case(
+            name=row["case"],
+            image_paths=tuple(folder / row[column] for column in images),
+            label_path=folder / row["label"] if row.get("label") else None,
+            site=row.get("site") or None,
+            patient=row.get("patient") or None,
+        )
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
