@@ -1,0 +1,179 @@
+"""A head as T1-weighted MRI shows it: scalp, skull, folded cortex, white matter, ventricles and lesions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from medseg_brn.cases.phantom_shapes import (
+    Canvas,
+    Deformation,
+    FloatArray,
+    SmoothNoise,
+    capsule_depth,
+    ellipsoid_depth,
+    mirror_left_right,
+    sample_deformation,
+    sample_noise,
+    smooth_union,
+)
+
+CLASS_NAMES = ("background", "brain", "ventricles", "lesion")
+BRAIN, VENTRICLES, LESION = 1, 2, 3
+
+# The box around a head, left-right, back-front, down-up.
+EXTENT_MM = (176.0, 220.0, 176.0)
+
+# Brightness of a tissue relative to fat. Grey matter, muscle, marrow and most lesions share a range, and the
+# fluid in the ventricles equals the fluid around the brain: places tell the classes apart, no threshold does.
+AIR, FLUID, BONE, MARROW, MUSCLE = 0.02, 0.20, 0.10, 0.50, 0.42
+GREY_MATTER, WHITE_MATTER, FAT = 0.50, 0.78, 0.95
+
+_CRANIUM_CENTRE, _CRANIUM_RADII = (0, -6, 14), (70, 88, 74)
+_SKULL_MM = 8.0
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A roundish dark spot in the white matter; positions in mm of the template."""
+
+    centre: tuple[float, float, float]
+    radius_mm: float
+    brightness: float
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """One person's head: everything that differs between people, and nothing of the scanner."""
+
+    deformation: Deformation
+    folds: SmoothNoise
+    texture: SmoothNoise
+    ventricle_scale: float
+    lesions: tuple[Lesion, ...]
+
+    def draw(self, points: FloatArray, edge_mm: float) -> Canvas:
+        """Returns the head's image (brightness 0 to 1) and label map at points (3, X, Y, Z) in world mm."""
+        template = self.deformation(points)
+        canvas = Canvas(points.shape[1:], AIR, edge_mm)
+        _paint_skull_and_face(canvas, template)
+        brain = _paint_brain(canvas, template, self.folds, self.texture)
+        canvas.paint(ventricle_depth(template, self.ventricle_scale), FLUID, VENTRICLES)
+        for lesion in self.lesions:
+            depth = np.minimum(self._lesion_depth(template, lesion), brain)
+            canvas.paint(depth, lesion.brightness, LESION)
+        return canvas
+
+    def _lesion_depth(self, template: FloatArray, lesion: Lesion) -> FloatArray:
+        ball = ellipsoid_depth(template, lesion.centre, (lesion.radius_mm,) * 3)
+        return cast(FloatArray, ball + np.float32(0.18 * lesion.radius_mm) * self.folds(template))
+
+
+def sample_head(rng: np.random.Generator) -> Head:
+    """Returns a random head with 0 to 4 lesions (one head in ten has none)."""
+    deformation = sample_deformation(
+        rng, scale_sd=0.04, rotation_sd_degrees=4, amplitude_mm=2.2, wavelength_mm=130
+    )
+    folds, texture = sample_noise(rng, 23, 12), sample_noise(rng, 14, 8)
+    ventricle_scale = float(rng.uniform(0.8, 1.5))
+    count = int(rng.choice(5, p=(0.1, 0.2, 0.3, 0.25, 0.15)))
+    lesions = tuple(_sample_lesion(rng, folds, ventricle_scale) for _ in range(count))
+    return Head(deformation, folds, texture, ventricle_scale, lesions)
+
+
+def _sample_lesion(rng: np.random.Generator, folds: SmoothNoise, ventricle_scale: float) -> Lesion:
+    """Returns a lesion centred in the white matter of the cerebrum, outside the ventricles."""
+    radius_mm = float(rng.uniform(8, 16))
+    candidates = rng.uniform((-48, -68, -5), (48, 62, 62), size=(500, 3)).T.astype(np.float32)
+    room = np.minimum(
+        white_matter_depth(candidates, folds) - 2,
+        -ventricle_depth(candidates, ventricle_scale) - 0.7 * radius_mm,
+    )
+    fitting = np.flatnonzero(room > 0)
+    chosen = fitting[0] if len(fitting) else int(np.argmax(room))
+    x, y, z = (float(value) for value in candidates[:, chosen])
+    return Lesion((x, y, z), radius_mm, float(rng.uniform(0.34, 0.52)))
+
+
+def ventricle_depth(template: FloatArray, scale: float) -> FloatArray:
+    """Returns the depth in the lateral, third and fourth ventricles; `scale` widens them."""
+    right = mirror_left_right(template)
+    horns = capsule_depth(right, (9, 36, 14), (13, 4, 26), 6.5, 6.0)
+    horns = smooth_union(horns, capsule_depth(right, (13, 4, 26), (25, -34, 17), 6.0, 8.0), 4)
+    horns = smooth_union(horns, capsule_depth(right, (25, -34, 17), (33, -8, -14), 7.0, 3.5), 4)
+    horns = smooth_union(horns, capsule_depth(right, (25, -36, 17), (17, -58, 12), 6.0, 3.5), 4)
+    third = ellipsoid_depth(template, (0, 2, 4), (2.5, 14, 11))
+    fourth = ellipsoid_depth(template, (0, -34, -34), (7, 5, 9))
+    widened = np.float32(4 * (scale - 1))
+    return cast(FloatArray, np.maximum(np.maximum(horns, third), fourth) + widened)
+
+
+def skull_depth(template: FloatArray) -> FloatArray:
+    """Returns the depth in the skull and all it holds: a vault on a floor, lower behind and at the sides."""
+    x, y, z = template
+    vault = ellipsoid_depth(template, _CRANIUM_CENTRE, _CRANIUM_RADII)
+    forwards = np.clip((y + 22) / 30, 0, 1)
+    temporal_lobes = 16 * np.exp(-(((np.abs(x) - 36) / 16) ** 2) - ((y - 10) / 24) ** 2)
+    floor = -66 + 36 * forwards**2 * (3 - 2 * forwards) - temporal_lobes
+    return cast(FloatArray, np.minimum(vault, z - floor))
+
+
+def cerebrum_depth(template: FloatArray, folds: SmoothNoise) -> FloatArray:
+    """Returns the depth in both hemispheres: the skull, less furrows along the zero set of a noise."""
+    x, y, z = template
+    furrow = np.exp(-((folds(template) / 0.15) ** 2))
+    # The cleft between the hemispheres ends above the corpus callosum; the tentorium lies under them.
+    cleft = np.exp(-((x / 2.0) ** 2)) * np.clip((z - 34) / 6, 0, 1)
+    above_tentorium = z + 22 + 0.6 * np.clip(y + 22, 0, None)
+    inside = skull_depth(template) - np.float32(_SKULL_MM + 2)
+    return cast(FloatArray, np.minimum(inside - 14 * furrow - 26 * cleft, above_tentorium))
+
+
+def white_matter_depth(template: FloatArray, folds: SmoothNoise) -> FloatArray:
+    """Returns the depth in white matter: the cerebrum less a cortex that follows its furrows inwards."""
+    along_furrows = np.exp(-((folds(template) / 0.45) ** 2))
+    return cast(FloatArray, cerebrum_depth(template, folds) - 5.5 - 12 * along_furrows)
+
+
+def _paint_skull_and_face(canvas: Canvas, template: FloatArray) -> None:
+    scalp = ellipsoid_depth(template, _CRANIUM_CENTRE, np.add(_CRANIUM_RADII, 7))
+    face = ellipsoid_depth(template, (0, 42, -52), (56, 54, 64))
+    neck = capsule_depth(template, (0, -18, -50), (0, -30, -140), 56, 54)
+    nose = capsule_depth(template, (0, 88, -30), (0, 104, -62), 6, 13)
+    head = smooth_union(smooth_union(scalp, smooth_union(face, neck, 20), 24), nose, 12)
+    canvas.paint(head, MUSCLE)
+    canvas.paint(head - 1.5, FAT)
+    canvas.paint(head - 6.0, MUSCLE)
+    right = mirror_left_right(template)
+    canvas.paint(ellipsoid_depth(right, (30, 62, -44), (20, 22, 18)), FAT)
+    canvas.paint(ellipsoid_depth(right, (31, 70, -42), (12.5, 12.5, 12.5)), FLUID)
+    canvas.paint(ellipsoid_depth(template, (0, 66, -62), (15, 30, 22)), AIR)
+    skull = skull_depth(template)
+    canvas.paint(skull, BONE)
+    canvas.paint(np.minimum(skull - 2, 6.5 - skull), MARROW)
+    canvas.paint(skull - _SKULL_MM, FLUID)
+
+
+def _paint_brain(
+    canvas: Canvas, template: FloatArray, folds: SmoothNoise, texture: SmoothNoise
+) -> FloatArray:
+    """Paints cerebrum, cerebellum, brain stem and deep nuclei; returns the depth in all of them."""
+    shade = np.float32(0.02) * texture(template)
+    right = mirror_left_right(template)
+    cerebrum = cerebrum_depth(template, folds)
+    cerebellum = ellipsoid_depth(right, (20, -50, -38), (30, 27, 20))
+    stem = capsule_depth(template, (0, -8, -8), (0, -22, -110), 13, 9)
+    # The stem leaves the skull as the spinal cord, which is drawn but is no longer brain.
+    brain = np.maximum(cerebrum, np.maximum(cerebellum, np.minimum(stem, template[2] + 62)))
+    canvas.paint(stem + 4, FLUID)
+    canvas.paint(stem, WHITE_MATTER)
+    canvas.paint(brain, GREY_MATTER + shade, BRAIN)
+    canvas.paint(white_matter_depth(template, folds), WHITE_MATTER + shade)
+    leaves = np.float32(2.5) * np.cos(template[2] * np.float32(2 * np.pi / 9))
+    canvas.paint(cerebellum - 6 + leaves, WHITE_MATTER + shade)
+    canvas.paint(np.minimum(stem, template[2] + 62), WHITE_MATTER + shade)
+    canvas.paint(ellipsoid_depth(right, (11, -8, 8), (9, 15, 9)), GREY_MATTER + shade)
+    canvas.paint(ellipsoid_depth(right, (25, 8, 6), (7, 17, 10)), GREY_MATTER + shade)
+    return cast(FloatArray, brain)
