@@ -3,7 +3,7 @@
 Intensity operations change values and never the grid; label maps do not pass through here.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -44,9 +44,15 @@ class IntensityScheme(BaseModel):
         missing = [name for name, value in constants.items() if value is None]
         if missing:
             raise ValueError(f"scheme 'ct' needs low, high, mean and std; missing: {', '.join(missing)}")
-        if self.low >= self.high:  # type: ignore[operator]  # neither is None: nothing is missing
-            raise ValueError(f"low {self.low} must be below high {self.high}")
+        low, high, *_ = self.ct_constants
+        if low >= high:
+            raise ValueError(f"low {low} must be below high {high}")
         return self
+
+    @property
+    def ct_constants(self) -> tuple[float, float, float, float]:
+        """low, high, mean, std of a `ct` scheme, none of which is absent there."""
+        return cast("tuple[float, float, float, float]", (self.low, self.high, self.mean, self.std))
 
 
 def normalize_intensity(array: np.ndarray, scheme: IntensityScheme) -> np.ndarray:
@@ -62,9 +68,10 @@ def normalize_intensity(array: np.ndarray, scheme: IntensityScheme) -> np.ndarra
     """
     values = np.array(array, dtype=np.float32, order="C")
     if scheme.scheme == "ct":
-        np.clip(values, scheme.low, scheme.high, out=values)
-        values -= scheme.mean
-        values /= scheme.std
+        low, high, mean, std = scheme.ct_constants
+        np.clip(values, low, high, out=values)
+        values -= mean
+        values /= std
     elif scheme.scheme == "zscore":
         values = _standardize(values)
     elif scheme.scheme == "zscore_nonzero":

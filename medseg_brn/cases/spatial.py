@@ -100,7 +100,7 @@ def find_crop(
             channel; `body` that of the largest connected piece of the first channel (CT, in HU)
             above -500 HU.
     """
-    full: tuple[int, int, int] = channels[0].shape  # type: ignore[assignment]
+    full: tuple[int, int, int] = channels[0].shape
     if crop == "none":
         return (0, 0, 0), full
     if crop == "body":
