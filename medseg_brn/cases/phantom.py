@@ -1,11 +1,11 @@
 """Phantom cohorts: scans of people who do not exist, written as a Decathlon dataset.
 
-    phantom_mri/
-      dataset.json     the Medical Segmentation Decathlon's description
-      manifest.csv     the same cases with their scanner sites: case, image, label, site, patient
-      manifest.json    the same description, for readers of the manifest
-      imagesTr/        head_000.nii.gz …
-      labelsTr/        head_000.nii.gz …
+phantom_mri/
+  dataset.json     the Medical Segmentation Decathlon's description
+  manifest.csv     the same cases with their scanner sites: case, image, label, site, patient
+  manifest.json    the same description, for readers of the manifest
+  imagesTr/        head_000.nii.gz …
+  labelsTr/        head_000.nii.gz …
 """
 
 from __future__ import annotations
