@@ -22,8 +22,8 @@ CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 def canonicalize(volume: Volume) -> Volume:
     """Permutes and flips the axes so that X, Y, Z run nearest to right, anterior, superior.
 
-    No value is interpolated and every voxel keeps its place in mm, so an oblique grid stays oblique. The array
-    is a view of the volume's; a volume that is canonical already is returned itself.
+    No value is interpolated and every voxel keeps its place in mm, so an oblique grid stays oblique. The
+    array is a view of the volume's; a volume that is canonical already is returned itself.
     """
     orientation = io_orientation(volume.affine)
     if np.array_equal(orientation, CANONICAL):

@@ -1,5 +1,6 @@
 """NIfTI files: values in their own type, and grids that keep the transforms of the header."""
 
+import logging
 import zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ DAMAGES = (
     nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError,
 )  # fmt: skip
 """What nibabel and gzip raise on files that are damaged or no NIfTI."""
+
+# nibabel's notes on small oddities of a header would stand between a command's messages.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 def open_nifti(path: Path) -> ImageFile:
@@ -76,7 +80,7 @@ def _read_array(path: Path, image: nib.Nifti1Pair) -> np.ndarray:
         if proxy.slope == 1 and proxy.inter == 0:
             array = np.asarray(proxy)
         else:
-            array = np.asarray(proxy.get_scaled(np.float32), dtype=np.float32)
+            array = np.asarray(proxy, dtype=np.float32)
     except DAMAGES as error:
         raise DataError(
             f"{path} is truncated or damaged: {reason(error)}; fetch or export it again."
