@@ -9,6 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 from medseg_brn.cases.cache import PreparedCase
@@ -65,8 +66,6 @@ class PatchStream(Dataset):
             return self._make_patch(case, np.random.default_rng([self.seed, index]))
         except DataError as error:
             return error
-        except (OSError, ValueError) as error:
-            return DataError(f"Prepared case {case.name!r} cannot be read: {error}; delete the run's cache folder")
 
     def _case_of(self, index: int) -> PreparedCase:
         epoch, place = divmod(index, len(self.cases))
@@ -86,8 +85,8 @@ class PatchStream(Dataset):
             self._augment.set_random_state(seed=int(rng.integers(2**32)))
             sample = self._augment(sample)
         return {
-            "image": torch.as_tensor(sample["image"]).contiguous(),
-            "label": torch.as_tensor(sample["label"]).to(torch.int64).contiguous(),
+            "image": convert_to_tensor(sample["image"], track_meta=False).contiguous(),
+            "label": convert_to_tensor(sample["label"], dtype=torch.int64, track_meta=False).contiguous(),
             "case": case.name,
         }
 

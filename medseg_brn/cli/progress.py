@@ -1,0 +1,67 @@
+"""What a person sees while a command works: one progress line per stage, on stderr."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from medseg_brn.training.recording import StepRecord
+    from medseg_brn.training.run import RunSummary
+
+
+class StageDisplay:
+    """Progress bars, one per stage; under `torchrun` only the first process shows them."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def update(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show that `done` of `total` are finished in `stage`."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+
+
+class TrainingDisplay(StageDisplay):
+    """Stages of a run; the training stage shows loss, Dice and what the loader costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loss: float | None = None
+        self._dice: float | None = None
+        self._waiting = 0.0
+
+    def step(self, record: "StepRecord", total: int) -> None:
+        """Show a finished optimizer step; loss and loader share are running means."""
+        self._loss = record.loss if self._loss is None else 0.95 * self._loss + 0.05 * record.loss
+        self._waiting = 0.95 * self._waiting + 0.05 * record.loader_share
+        self._dice = record.dice if record.dice is not None else self._dice
+        dice = "" if self._dice is None else f"  Dice {self._dice:.3f}"
+        self.update("training", record.step, total, f"loss {self._loss:.3f}{dice}  loader {self._waiting:.0%}")
+
+    def summarize(self, summary: "RunSummary") -> None:
+        """Say what was made and how good it is."""
+        folder: Path = summary.run_folder
+        console = Console(quiet=self.console.quiet, highlight=False, soft_wrap=True)
+        if summary.dice_mean is not None:
+            console.print(f"Mean foreground Dice on {summary.validation_cases} held-out cases: {summary.dice_mean:.3f}")
+        console.print(f"Model:  {folder / 'model'}\nReport: {folder / 'report.html'}", markup=False)

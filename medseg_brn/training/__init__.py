@@ -1,0 +1,1 @@
+"""Training: data, losses, schedules, the loop, checkpoints, several processes, the run folder."""

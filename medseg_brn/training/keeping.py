@@ -1,0 +1,61 @@
+"""What is kept of a run while it goes on: records of every step, validations, checkpoints."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from medseg_brn.config import Experiment
+from medseg_brn.training.checkpoint import save_checkpoint
+from medseg_brn.training.data import TrainingData
+from medseg_brn.training.recording import Recorder, StepRecord
+from medseg_brn.training.state import TrainingState
+from medseg_brn.training.validation import validate_quickly
+
+
+class Keeper:
+    """Listens to the training loop of the first process and writes what must outlast it."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run_folder: Path,
+        data: TrainingData,
+        state: TrainingState,
+        recorder: Recorder,
+        device: torch.device,
+        dtype: torch.dtype,
+        listener: Callable[[StepRecord, int], None] | None,
+    ) -> None:
+        self._experiment = experiment
+        self._checkpoints = run_folder / "checkpoint"
+        self._data = data
+        self._state = state
+        self._recorder = recorder
+        self._device = device
+        self._dtype = dtype
+        self._listener = listener
+
+    def after_step(self, record: StepRecord) -> None:
+        """Record a finished step; validate and save a checkpoint where one is due."""
+        training = self._experiment.training
+        if training.validate_every and record.step % training.validate_every == 0:
+            record = replace(record, dice=self._validate())
+        self._recorder.write(record)
+        if record.step % training.checkpoint_every == 0 or record.step == training.steps:
+            # Rows first: a checkpoint without its rows could not be told from a complete one.
+            self._recorder.flush()
+            save_checkpoint(
+                self._checkpoints, record.step, self._state.network, self._state.averaged, self._state.optimizer
+            )
+        if self._listener is not None:
+            self._listener(record, training.steps)
+
+    def _validate(self) -> float | None:
+        cases = self._data.validation[: self._experiment.training.validation_cases]
+        if not cases:
+            return None
+        return validate_quickly(
+            self._state.best_network, cases, self._experiment, self._data.num_classes, self._device, self._dtype
+        )

@@ -1,0 +1,136 @@
+"""The training loop: patches in, optimizer steps out."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from medseg_brn.config import Experiment
+from medseg_brn.errors import DataError, TrainingError
+from medseg_brn.networks.normalization import set_renorm_step
+from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
+from medseg_brn.training.distributed import Processes, merge_statistics, share_gradients
+from medseg_brn.training.losses import make_loss
+from medseg_brn.training.recording import StepRecord
+from medseg_brn.training.schedules import compute_learning_rate, compute_renorm_schedule
+from medseg_brn.training.state import TrainingState
+
+
+def make_loader(
+    stream: PatchStream, experiment: Experiment, first_step: int, processes: Processes
+) -> Iterator[PatchBatch]:
+    """Batches of every forward pass from optimizer step `first_step` to the run's end.
+
+    Raises:
+        DataError: a case cannot be read; the message names it.
+        TrainingError: a loader process was killed.
+    """
+    training, workers = experiment.training, experiment.patches.workers
+    indices = MicroBatches(
+        first_step * training.accumulation,
+        training.steps * training.accumulation,
+        training.batch_size,
+        processes.rank,
+        processes.world_size,
+    )
+    loader: Iterable[PatchBatch | DataError] = DataLoader(
+        stream,
+        batch_sampler=indices,
+        num_workers=workers,
+        collate_fn=collate_patches,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"A loader process died ({error}); set patches.workers=0 to load in the training process"
+        ) from None
+
+
+def run_steps(
+    state: TrainingState,
+    batches: Iterator[PatchBatch],
+    experiment: Experiment,
+    first_step: int,
+    *,
+    dtype: torch.dtype,
+    processes: Processes,
+    after_step: Callable[[StepRecord], None] | None = None,
+) -> None:
+    """Train from `first_step` to the end; `after_step` is told of each finished step.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; the message names the step and the cases, and
+            the state is that before the step.
+    """
+    training = experiment.training
+    loss_function = make_loss(experiment.network.deep_supervision)
+    schedule = compute_renorm_schedule(experiment.network, training.steps)
+    network = share_gradients(state.network, processes)
+    state.network.train()
+    for step in range(first_step, training.steps):
+        start = time.perf_counter()
+        waited = 0.0
+        set_renorm_step(state.network, step, schedule)
+        learning_rate = compute_learning_rate(step, training)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        losses, cases = [], []
+        for _ in range(training.accumulation):
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            cases.extend(batch["cases"])
+            losses.append(_backward(network, batch, loss_function, training.accumulation, dtype))
+        loss, norm = sum(losses) / len(losses), _clip_gradients(state.network, training.gradient_clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(_not_finite(step + 1, loss, norm, cases))
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        merge_statistics(state.network, processes)
+        if state.averaged is not None:
+            state.averaged.update_parameters(state.network)
+        seconds = time.perf_counter() - start
+        if after_step is not None:
+            after_step(StepRecord(step + 1, loss, learning_rate, norm, seconds, waited / seconds))
+
+
+def _backward(
+    network: nn.Module,
+    batch: PatchBatch,
+    loss_function: Callable[..., torch.Tensor],
+    accumulation: int,
+    dtype: torch.dtype,
+) -> float:
+    """Add one batch's gradient; return its loss."""
+    device = next(network.parameters()).device
+    image = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d)
+    classes = batch["label"].to(device, non_blocking=True)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        logits = network(image)
+    loss = loss_function(logits, classes)
+    (loss / accumulation).backward()
+    return float(loss.detach())
+
+
+def _clip_gradients(network: nn.Module, limit: float | None) -> float:
+    """Scale the gradients down to norm `limit`; return the norm they had."""
+    return float(nn.utils.clip_grad_norm_(network.parameters(), math.inf if limit is None else limit))
+
+
+def _not_finite(step: int, loss: float, norm: float, cases: list[str]) -> str:
+    return (
+        f"Loss {loss} and gradient norm {norm} at step {step} are not both finite; its patches came from"
+        f" {', '.join(sorted(set(cases)))}. Look at these cases with `medseg-brn check`, or lower"
+        " training.learning_rate; the last checkpoint is kept, and --resume goes on from it"
+    )

@@ -1,0 +1,130 @@
+"""A run: an experiment and a folder in, a trained, validated and reported model out.
+
+    RUN/config.yaml  split.json  preprocessing.json  cache/      what it started from
+        metrics.csv  tensorboard/  checkpoint/                   while it goes on
+        model/  validation/  validation.json  report.html        what it ends with
+
+Every stage can be repeated: a run that was killed at any moment is brought to its end by `resume`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from medseg_brn.config import Experiment
+from medseg_brn.inference.precision import choose_device, choose_precision
+from medseg_brn.models.package import load_model
+from medseg_brn.patches.stream import PatchStream
+from medseg_brn.reports.run_report import write_run_report
+from medseg_brn.training.checkpoint import find_checkpoint, load_checkpoint
+from medseg_brn.training.data import Progress, TrainingData, prepare_training_data
+from medseg_brn.training.distributed import Processes, join_processes
+from medseg_brn.training.folder import open_run_folder
+from medseg_brn.training.keeping import Keeper
+from medseg_brn.training.loop import make_loader, run_steps
+from medseg_brn.training.packing import save_trained_model
+from medseg_brn.training.recording import Recorder, StepRecord
+from medseg_brn.training.state import TrainingState, make_state
+from medseg_brn.training.validation import validate_model
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Where a finished run lies and how good its model is."""
+
+    run_folder: Path
+    validation_cases: int
+    dice_mean: float | None
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+def train_run(
+    experiment: Experiment,
+    run_folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = _silent,
+    after_step: Callable[[StepRecord, int], None] | None = None,
+) -> RunSummary | None:
+    """Train the experiment in `run_folder`, save and validate its model, write the report.
+
+    Args:
+        experiment: what to train, on what.
+        run_folder: made when absent.
+        resume: go on with the run that is there.
+        progress: told of stages.
+        after_step: told of each optimizer step and of the number of steps.
+
+    Returns:
+        What came out; None in processes other than the first.
+
+    Raises:
+        ConfigError: the folder holds another run, or holds a run and `resume` is false.
+        DataError: the dataset is not what it must be.
+        TrainingError: the loss is not finite, or a checkpoint does not fit.
+    """
+    device = choose_device(experiment.training.device)
+    with join_processes(device) as processes:
+        if processes.is_first:
+            open_run_folder(experiment, run_folder, resume)
+            data = prepare_training_data(experiment, run_folder, progress)
+        processes.wait()
+        if not processes.is_first:
+            data = prepare_training_data(experiment, run_folder, _silent)
+        state = _run_steps(experiment, run_folder, data, device, processes, after_step)
+        return _finish(experiment, run_folder, data, state, progress) if processes.is_first else None
+
+
+def _run_steps(
+    experiment: Experiment,
+    run_folder: Path,
+    data: TrainingData,
+    device: torch.device,
+    processes: Processes,
+    after_step: Callable[[StepRecord, int], None] | None,
+) -> TrainingState:
+    """The state after the last step, reached from the newest checkpoint or from the start."""
+    state = make_state(experiment, data.in_channels, data.num_classes, device)
+    checkpoint = find_checkpoint(run_folder / "checkpoint")
+    first_step = 0
+    if checkpoint is not None:
+        first_step = load_checkpoint(checkpoint, state.network, state.averaged, state.optimizer)
+    dtype = choose_precision(experiment.training.precision, device)
+    stream = PatchStream(data.training, experiment.patches, experiment.seed)
+    batches = make_loader(stream, experiment, first_step, processes)
+    arguments = {"dtype": dtype, "processes": processes}
+    if not processes.is_first:
+        run_steps(state, batches, experiment, first_step, **arguments)
+        return state
+    with Recorder(run_folder, first_step) as recorder:
+        keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, after_step)
+        run_steps(state, batches, experiment, first_step, after_step=keeper.after_step, **arguments)
+    return state
+
+
+def _finish(
+    experiment: Experiment, run_folder: Path, data: TrainingData, state: TrainingState, progress: Progress
+) -> RunSummary:
+    """Save the model, validate it as its users will run it, and write the report."""
+    save_trained_model(run_folder, experiment, data, state.best_network, dice=None)
+    dice = None
+    if data.validation_cases:
+        model = load_model(run_folder, device=experiment.training.device)
+        found = validate_model(
+            model,
+            data.validation_cases,
+            data.dataset,
+            run_folder,
+            lambda done, total: progress("validating whole volumes", done, total),
+        )
+        dice = found["summary"]["dice_mean"]
+        save_trained_model(run_folder, experiment, data, state.best_network, dice=found["summary"])
+    progress("writing the report", 0, 1)
+    write_run_report(run_folder)
+    progress("writing the report", 1, 1)
+    return RunSummary(run_folder, len(data.validation_cases), dice)

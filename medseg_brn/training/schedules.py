@@ -1,0 +1,25 @@
+"""What changes over a run, each a function of the optimizer step alone, so that a resumed run agrees."""
+
+import math
+
+from medseg_brn.config import NetworkConfig, TrainingConfig
+
+
+def compute_learning_rate(step: int, config: TrainingConfig) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warm-up, then the configured decay."""
+    warmup = round(config.warmup_fraction * config.steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(config.steps - warmup, 1)
+    factor = {
+        "polynomial": (1 - progress) ** 0.9,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "constant": 1.0,
+    }[config.decay]
+    return config.learning_rate * factor
+
+
+def compute_renorm_schedule(network: NetworkConfig, steps: int) -> tuple[int, int, int]:
+    """The renorm limits' schedule in optimizer steps of a run of `steps`."""
+    start, d_full, r_full = (round(fraction * steps) for fraction in network.renorm_schedule)
+    return start, d_full, r_full

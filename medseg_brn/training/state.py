@@ -1,0 +1,70 @@
+"""What changes while training goes on: network, averaged network, optimizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from medseg_brn.config import Experiment, TrainingConfig
+from medseg_brn.models.architecture import build_network
+
+
+@dataclass
+class TrainingState:
+    """Network, its moving average (or None) and the optimizer, as they are between two steps."""
+
+    network: nn.Module
+    averaged: AveragedModel | None
+    optimizer: Optimizer
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The network to use: the averaged one where averaging is on."""
+        return self.network if self.averaged is None else self.averaged.module
+
+
+def make_state(experiment: Experiment, in_channels: int, num_classes: int, device: torch.device) -> TrainingState:
+    """State before the first step; initial weights come from the experiment's seed."""
+    torch.manual_seed(experiment.seed)
+    network = build_network(experiment.network, in_channels, num_classes)
+    network.to(device, memory_format=torch.channels_last_3d)
+    return TrainingState(
+        network=network,
+        averaged=_make_average(network, experiment.training.ema_decay),
+        optimizer=make_optimizer(network, experiment.training),
+    )
+
+
+def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:
+    """SGD with Nesterov momentum or AdamW; vectors (biases, norm parameters) get no weight decay."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
+    return AdamW(groups, lr=config.learning_rate)
+
+
+def _make_average(network: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+
+    def average(
+        averaged: Sequence[torch.Tensor], current: Sequence[torch.Tensor], count: torch.Tensor | int
+    ) -> None:
+        """Moving average whose window grows with the run, so that early weights do not linger."""
+        if not averaged[0].is_floating_point():
+            for mean, value in zip(averaged, current, strict=True):
+                mean.copy_(value)
+            return
+        steps = int(count)
+        kept = min(decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - kept)
+
+    # The statistics are averaged with the weights they belong to.
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -1,0 +1,88 @@
+"""Validation on whole volumes: quick Dice while a run goes on, a full evaluation of its model at the end."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medseg_brn.cases.cache import PreparedCase
+from medseg_brn.cases.dataset import Case, Dataset
+from medseg_brn.config import Experiment
+from medseg_brn.evaluation.evaluate import evaluate_case
+from medseg_brn.evaluation.overlap import compute_dice
+from medseg_brn.evaluation.results import CaseEvaluation, Evaluation
+from medseg_brn.inference.windows import predict_probabilities
+from medseg_brn.models.package import Model
+from medseg_brn.volumes.atomic import write_text_atomic
+from medseg_brn.volumes.reading import read_volume
+from medseg_brn.volumes.writing import write_volume
+
+TOLERANCE_MM = 1.0
+
+
+def validate_quickly(
+    network: nn.Module,
+    cases: Sequence[PreparedCase],
+    experiment: Experiment,
+    num_classes: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    """Mean foreground Dice over whole volumes on the network's own grid, classes absent from a case left out."""
+    was_training = network.training
+    network.eval()
+    dice = []
+    for case in cases:
+        probabilities = predict_probabilities(
+            network,
+            torch.from_numpy(np.array(case.image())),
+            patch_size=experiment.patches.size,
+            overlap=experiment.inference.overlap,
+            mirror_axes=(),
+            device=device,
+            dtype=dtype,
+        )
+        label_map = probabilities.argmax(0).cpu().numpy()
+        dice.append(compute_dice(label_map, case.label_map(), num_classes))
+    network.train(was_training)
+    per_class = np.array(dice)
+    defined = [column[~np.isnan(column)].mean() for column in per_class.T if not np.isnan(column).all()]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def validate_model(
+    model: Model,
+    cases: Sequence[Case],
+    dataset: Dataset,
+    run_folder: Path,
+    on_case: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Segment each held-out case with the model and evaluate it on the case's own grid.
+
+    Label maps are written to `run_folder/validation/`, all metrics to `run_folder/validation.json`, in the
+    form of `Evaluation.as_dict`.
+    """
+    names = dict(zip(dataset.label_values[1:], dataset.class_names[1:], strict=True))
+    results = []
+    for number, case in enumerate(cases, 1):
+        if case.label_path is None:
+            continue
+        prediction = model.predict(list(case.image_paths))
+        path = run_folder / "validation" / f"{case.name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        write_volume(prediction, path)
+        metrics = evaluate_case(prediction, read_volume(case.label_path), names, TOLERANCE_MM)
+        paths = {
+            "image": str(case.image_paths[0]),
+            "reference": str(case.label_path),
+            "prediction": str(path.relative_to(run_folder)),
+        }
+        results.append(CaseEvaluation(case.name, metrics, paths))
+        on_case(number, len(cases))
+    found = Evaluation(tuple(results), TOLERANCE_MM).as_dict()
+    write_text_atomic(run_folder / "validation.json", json.dumps(found, indent=1) + "\n")
+    return found

@@ -1,0 +1,133 @@
+"""Sampling of training patches, against answers worked out by hand and properties of any volume."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from medseg_brn.cases.cache import PreparedCase
+from medseg_brn.config import AugmentationConfig, PatchesConfig
+from medseg_brn.errors import DataError
+from medseg_brn.patches.stream import MicroBatches, PatchStream, collate_patches, cut_region, sample_centre
+
+
+def make_case(folder: Path, name: str, shape=(12, 10, 8), seed: int = 0) -> PreparedCase:
+    """A prepared case whose image tells each voxel's own place, with one foreground box."""
+    folder = folder / name
+    folder.mkdir(parents=True)
+    image = np.arange(np.prod(shape), dtype=np.float32).reshape(1, *shape) + 10_000 * seed
+    label_map = np.zeros(shape, np.uint8)
+    label_map[2:4, 3:6, 1:3] = 1
+    voxels = np.argwhere(label_map == 1).T
+    np.save(folder / "image.npy", image)
+    np.save(folder / "label_map.npy", label_map)
+    np.save(folder / "foreground.npy", np.vstack([np.ones(voxels.shape[1]), voxels]).astype(np.int32))
+    paths = (folder / "image.npy", folder / "label_map.npy", folder / "foreground.npy")
+    return PreparedCase(name, *paths, spacing_mm=(1.0, 1.0, 1.0))
+
+
+def make_cases(folder: Path, count: int) -> list[PreparedCase]:
+    return [make_case(folder, f"case{number}", seed=number) for number in range(count)]
+
+
+PLAIN = PatchesConfig(size=(4, 4, 4), augmentation=None)
+AUGMENTED = PatchesConfig(
+    size=(6, 6, 6),
+    augmentation=AugmentationConfig(spatial_probability=1, intensity_probability=1, flip_axes=(0, 1)),
+)
+
+
+def test_a_region_is_cut_where_asked_and_zero_outside():
+    array = np.arange(1, 6, dtype=np.float32).reshape(1, 5, 1, 1)
+    assert cut_region(array, (2, 0, 0), (4, 1, 1)).ravel().tolist() == [1, 2, 3, 4]
+    assert cut_region(array, (0, 0, 0), (4, 1, 1)).ravel().tolist() == [0, 0, 1, 2]
+    assert cut_region(array, (4, 0, 0), (3, 1, 1)).ravel().tolist() == [4, 5, 0]
+    assert cut_region(array, (2, 0, 0), (9, 1, 1)).ravel().tolist() == [0, 0, 1, 2, 3, 4, 5, 0, 0]
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    size=st.tuples(*[st.integers(1, 9)] * 3),
+    seed=st.integers(0, 2**32 - 1),
+    foreground_fraction=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_a_patch_lies_inside_wherever_the_volume_is_long_enough(shape, size, seed, foreground_fraction):
+    rng = np.random.default_rng(seed)
+    foreground = {1: rng.integers(np.asarray(shape), size=(3, 3))}
+    centre = sample_centre(shape, size, foreground, foreground_fraction, rng)
+    inside = cut_region(np.ones((1, *shape)), centre, size)
+    assert inside.sum() == np.prod(np.minimum(shape, size))
+
+
+def test_foreground_patches_hold_their_voxel_and_classes_are_drawn_evenly():
+    foreground = {1: np.full((1000, 3), 20), 2: np.array([[5, 6, 7]])}
+    rng = np.random.default_rng(0)
+    centres = [sample_centre((40, 40, 40), (4, 4, 4), foreground, 1.0, rng) for _ in range(400)]
+    assert set(centres) == {(20, 20, 20), (5, 6, 7)}
+    assert 150 < centres.count((5, 6, 7)) < 250
+
+
+def test_without_foreground_every_place_is_sampled():
+    rng = np.random.default_rng(0)
+    centres = {sample_centre((6, 1, 1), (2, 1, 1), {}, 1.0, rng)[0] for _ in range(200)}
+    assert centres == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("config", [PLAIN, AUGMENTED], ids=["plain", "augmented"])
+def test_a_patch_is_a_function_of_seed_and_index(tmp_path, config):
+    cases = make_cases(tmp_path, 3)
+    first, second = PatchStream(cases, config, seed=5), PatchStream(cases, config, seed=5)
+    forwards = [first[index] for index in range(8)]
+    backwards = [second[index] for index in reversed(range(8))][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        assert one["case"] == other["case"]
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
+    other_seed = PatchStream(cases, config, seed=6)
+    assert any(not torch.equal(other_seed[i]["image"], forwards[i]["image"]) for i in range(8))
+
+
+def test_every_case_is_seen_once_per_epoch(tmp_path):
+    stream = PatchStream(make_cases(tmp_path, 5), PLAIN, seed=1)
+    epochs = [[stream[5 * epoch + place]["case"] for place in range(5)] for epoch in range(4)]
+    assert all(sorted(epoch) == [f"case{number}" for number in range(5)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_image_and_label_map_are_cut_at_the_same_place(tmp_path):
+    case = make_case(tmp_path, "a")
+    patch = PatchStream([case], PLAIN, seed=0)[3]
+    corner = np.argwhere(case.image()[0] == patch["image"][0, 0, 0, 0].item())[0]
+    window = tuple(slice(start, start + 4) for start in corner)
+    assert_array_equal(patch["image"][0], case.image()[0][window])
+    assert_array_equal(patch["label"][0], case.label_map()[window])
+
+
+def test_an_unreadable_case_arrives_as_an_error_with_its_name(tmp_path):
+    cases = make_cases(tmp_path, 2)
+    cases[1].image_path.write_bytes(b"broken")
+    stream = PatchStream(cases, PLAIN, seed=0)
+    batch = collate_patches([stream[0], stream[1]])
+    assert isinstance(batch, DataError)
+    assert "case1" in str(batch)
+
+
+def test_no_cases_is_an_error():
+    with pytest.raises(DataError, match="no training cases"):
+        PatchStream([], PLAIN, seed=0)
+
+
+@given(batch_size=st.integers(1, 4), world_size=st.integers(1, 3), first=st.integers(0, 5), count=st.integers(0, 5))
+def test_processes_share_the_stream_without_gap_or_overlap(batch_size, world_size, first, count):
+    seen = [
+        index
+        for rank in range(world_size)
+        for batch in MicroBatches(first, first + count, batch_size, rank, world_size)
+        for index in batch
+    ]
+    per_pass = batch_size * world_size
+    assert sorted(seen) == list(range(first * per_pass, (first + count) * per_pass))

@@ -1,0 +1,59 @@
+"""Several processes: statistics pooled as mixtures, and a run under torchrun with real processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch import nn
+
+from medseg_brn.training.distributed import join_processes, merge_statistics
+
+
+def find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def merge_in_process(rank: int, port: int, folder: str) -> None:
+    os.environ.update(
+        WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    layers = nn.Sequential(nn.BatchNorm3d(2), nn.BatchNorm3d(1))
+    # process 0 saw the values -1, 1 in channel 0; process 1 saw 3, 5
+    layers[0].running_mean.copy_(torch.tensor([0.0, 7.0]) if rank == 0 else torch.tensor([4.0, 7.0]))
+    layers[0].running_var.copy_(torch.tensor([1.0, 2.0]))
+    layers[1].running_mean.fill_(rank)
+    with join_processes(torch.device("cpu")) as processes:
+        merge_statistics(layers, processes)
+    torch.save(layers.state_dict(), f"{folder}/{rank}.pt")
+
+
+def test_statistics_become_those_of_the_pooled_values(tmp_path):
+    mp.spawn(merge_in_process, args=(find_free_port(), str(tmp_path)), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    pooled = torch.tensor([-1.0, 1.0, 3.0, 5.0])
+    for state in found:
+        assert state["0.running_mean"].tolist() == [pooled.mean().item(), 7.0]
+        assert state["0.running_var"].tolist() == pytest.approx([pooled.var(unbiased=False).item(), 2.0])
+        assert state["1.running_mean"].tolist() == [0.5]
+        assert state["1.running_var"].tolist() == [1.25]
+
+
+def test_two_processes_train_one_model(tiny_config, tmp_path, one_thread):
+    run = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "medseg_brn", "train", str(tiny_config), "-o", str(run), "-s", "training.steps=6"),
+    ]
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load_file(run / "model" / "model.safetensors")
+    assert (run / "validation.json").is_file()
+    assert len(Path(run / "metrics.csv").read_text().splitlines()) == 1 + 6

@@ -1,0 +1,131 @@
+"""The loop itself: it learns, accumulates, and stops where numbers end."""
+
+import numpy as np
+import pytest
+import torch
+
+from medseg_brn.cases.cache import PreparedCase
+from medseg_brn.config import Experiment, NetworkConfig, PatchesConfig, TrainingConfig
+from medseg_brn.errors import DataError, TrainingError
+from medseg_brn.patches.stream import PatchBatch, PatchStream
+from medseg_brn.training.distributed import Processes
+from medseg_brn.training.loop import make_loader, run_steps
+from medseg_brn.training.state import make_state
+
+CPU = torch.device("cpu")
+
+
+def make_experiment(norm: str = "batch_renorm", **training) -> Experiment:
+    return Experiment(
+        patches=PatchesConfig(size=(8, 8, 8), augmentation=None, workers=0),
+        network=NetworkConfig(channels=(4, 8), norm=norm, weight_standardization=False),
+        training=TrainingConfig(**{"steps": 8, "batch_size": 2, "warmup_fraction": 0, **training}),
+    )
+
+
+def make_batches(count: int, size: int = 2, seed: int = 0) -> list[PatchBatch]:
+    """Bright half against dark half."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(count):
+        image = torch.randn(size, 1, 8, 8, 8, generator=generator)
+        image[:, :, 4:] += 4
+        batches.append(PatchBatch(image=image, label=(image > 2).long(), cases=["a", "b"]))
+    return batches
+
+
+def train(experiment: Experiment, batches: list[PatchBatch]):
+    state = make_state(experiment, 1, 2, CPU)
+    records = []
+    run_steps(
+        state, iter(batches), experiment, 0, dtype=torch.float32, processes=Processes(), after_step=records.append
+    )
+    return state, records
+
+
+def test_the_loss_falls():
+    _, records = train(make_experiment(steps=25, learning_rate=0.1), make_batches(25))
+    assert records[-1].loss < 0.5 * records[0].loss
+    assert [record.step for record in records] == list(range(1, 26))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    # Without a norm, and with one sample's statistics never reaching another, two halves make the whole.
+    halves = [
+        PatchBatch(image=batch["image"][part], label=batch["label"][part], cases=["a"])
+        for batch in make_batches(1)
+        for part in (slice(0, 1), slice(1, 2))
+    ]
+    halves[1] = PatchBatch(image=halves[0]["image"], label=halves[0]["label"], cases=["a"])
+    whole = PatchBatch(
+        image=torch.cat([half["image"] for half in halves]),
+        label=torch.cat([half["label"] for half in halves]),
+        cases=["a"],
+    )
+    one, _ = train(make_experiment("none", steps=1), [whole])
+    two, _ = train(make_experiment("none", steps=1, accumulation=2, batch_size=1), halves)
+    for name, value in one.network.state_dict().items():
+        torch.testing.assert_close(two.network.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_renorm_schedule_counts_optimizer_steps():
+    state, _ = train(make_experiment(steps=3, accumulation=2), make_batches(6))
+    counted = {int(value) for name, value in state.network.state_dict().items() if name.endswith("tracked")}
+    assert counted == {4}  # set to 2 before the last step, which had two passes
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_step_and_cases(poison):
+    batches = make_batches(4)
+    batches[2]["image"][0, 0, 0, 0, 0] = poison
+    batches[2]["cases"] = ["patient7", "patient3"]
+    with pytest.raises(TrainingError, match=r"at step 3 .*patient3, patient7.*--resume"):
+        train(make_experiment(), batches)
+
+
+def test_averaged_weights_follow_the_weights():
+    state, _ = train(make_experiment(steps=8, ema_decay=0.5, learning_rate=0.1), make_batches(8))
+    initial = make_state(make_experiment(), 1, 2, CPU).network.state_dict()
+    for name, now in state.network.state_dict().items():
+        if not now.is_floating_point():
+            continue
+        mean = state.best_network.state_dict()[name]
+        assert not torch.equal(mean, now), name
+        assert (mean - now).norm() < (initial[name] - now).norm(), name
+
+
+def test_the_average_is_the_one_worked_out_by_hand():
+    state = make_state(make_experiment(ema_decay=0.9), 1, 2, CPU)
+    weight, mean = state.network.head.bias, state.best_network.head.bias
+    seen = []
+    for value in (1.0, 2.0, 4.0):
+        torch.nn.init.constant_(weight, value)
+        state.averaged.update_parameters(state.network)
+        seen.append(mean[0].item())
+    # the first value is taken as it is; then (1 + n) / (10 + n) of the old one is kept, n = 1, 2
+    second = 2 / 11 * 1.0 + 9 / 11 * 2.0
+    assert seen == pytest.approx([1.0, second, 3 / 12 * second + 9 / 12 * 4.0])
+
+
+def test_an_unreadable_case_ends_the_stream_with_its_own_error(tmp_path):
+    missing = PreparedCase("patient9", *[tmp_path / "patient9" / "gone.npy"] * 3, spacing_mm=(1, 1, 1))
+    experiment = make_experiment()
+    for workers in (0, 1):
+        patches = experiment.patches.model_copy(update={"workers": workers})
+        changed = experiment.model_copy(update={"patches": patches})
+        batches = make_loader(PatchStream([missing], patches, 0), changed, 0, Processes())
+        with pytest.raises(DataError, match="patient9"):
+            next(batches)
+
+
+def test_the_loader_starts_where_a_resumed_run_needs_it(tmp_path):
+    paths = [tmp_path / name for name in ("image.npy", "label.npy", "foreground.npy")]
+    image = np.random.default_rng(0).normal(size=(1, 9, 9, 9)).astype(np.float32)
+    for path, array in zip(paths, (image, np.zeros((9, 9, 9), np.uint8), np.zeros((4, 0), np.int32)), strict=True):
+        np.save(path, array)
+    experiment = make_experiment(steps=5, accumulation=2)
+    stream = PatchStream([PreparedCase("a", *paths, spacing_mm=(1, 1, 1))], experiment.patches, 0)
+    whole = [batch["image"] for batch in make_loader(stream, experiment, 0, Processes())]
+    rest = [batch["image"] for batch in make_loader(stream, experiment, 3, Processes())]
+    assert len(whole) == 10
+    assert all(torch.equal(one, other) for one, other in zip(whole[6:], rest, strict=True))
