@@ -74,7 +74,7 @@ def sample_deformation(
     amplitude_mm: float,
     wavelength_mm: float,
 ) -> Deformation:
-    """Returns a random deformation; it does not fold if the amplitude is below a tenth of the wavelength."""
+    """Returns a random deformation; an amplitude of a fortieth of the wavelength or less does not fold it."""
     scales = np.exp(rng.normal(0, scale_sd, size=3))
     matrix = rotation_matrix(rng.normal(0, rotation_sd_degrees, size=3)) @ np.diag(scales)
     noises = (
