@@ -32,7 +32,7 @@ class WeightStandardizedConv3d(nn.Conv3d):
         """Make a convolution as `nn.Conv3d` does; `eps` is added to fan_in · variance."""
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         self.eps = eps
-        self.gain = nn.Parameter(torch.full((out_channels, 1, 1, 1, 1), math.sqrt(2.0))) if bias else None
+        self.gain = nn.Parameter(torch.full((out_channels,), math.sqrt(2.0))) if bias else None
 
     def standardized_weight(self) -> Tensor:
         """Return the weights that the convolution applies, shape (out, in, kx, ky, kz).
@@ -47,7 +47,7 @@ class WeightStandardizedConv3d(nn.Conv3d):
         standardized = functional.layer_norm(filters, filters.shape[1:], eps=self.eps / fan_in) * fan_in**-0.5
         if channels_last:
             standardized = standardized.permute(0, 4, 1, 2, 3)
-        return standardized if self.gain is None else standardized * self.gain
+        return standardized if self.gain is None else standardized * self.gain.view(-1, 1, 1, 1, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Convolve (N, in, X, Y, Z) with the standardized weights."""

@@ -1,0 +1,158 @@
+"""Model folders: `model.safetensors` (weights) and `model.json` (all the rest).
+
+Loading one reads numbers and text, checks both and executes nothing.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medseg_brn.errors import ConfigError, ModelError
+from medseg_brn.inference.precision import DeviceName, PrecisionName, choose_device, choose_precision
+from medseg_brn.models.architecture import build_network
+from medseg_brn.models.description import ModelDescription, read_description
+from medseg_brn.models.model import Model
+from medseg_brn.networks.unet3d import UNet3d
+from medseg_brn.volumes.atomic import atomic_path
+
+__all__ = ["Model", "ModelDescription", "find_model_folder", "load_model", "load_network", "save_model"]
+
+WEIGHTS_NAME = "model.safetensors"
+DESCRIPTION_NAME = "model.json"
+
+
+def save_model(folder: Path | str, network: nn.Module, description: ModelDescription) -> None:
+    """Write a model folder, whole or not at all; a model that was there is replaced.
+
+    Args:
+        folder: where to.
+        network: as `build_network` made it and training changed it: not folded, so that training can go
+            on from the saved weights.
+        description: what it is; the checksum is filled in here.
+
+    Raises:
+        ModelError: the weights do not fit the described architecture, or the folder holds something else.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION_NAME).is_file():
+        raise ModelError(
+            f"{folder} holds files that are no model, and saving would replace them; choose another"
+        )
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    _fit_weights(_build_without_memory(description, folder), weights, folder)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        save_file(weights, temporary / WEIGHTS_NAME)
+        checksum = _compute_sha256(temporary / WEIGHTS_NAME)
+        complete = description.model_copy(update={"weights_sha256": checksum})
+        (temporary / DESCRIPTION_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto") -> Model:
+    """Load a model, ready to predict.
+
+    Args:
+        path: a model folder, or a run folder with one inside.
+        device: where it computes.
+        precision: what it computes in.
+
+    Raises:
+        ModelError: there is none, or it is damaged, of a newer format or not what it says.
+        ConfigError: the device or the precision is not to be had.
+    """
+    chosen_device = choose_device(device)
+    dtype = choose_precision(precision, chosen_device)
+    network, description = load_network(path)
+    return Model.from_network(network, description, chosen_device, dtype)
+
+
+def load_network(path: Path | str) -> tuple[UNet3d, ModelDescription]:
+    """Load the network with its weights as they were saved, and the description.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    folder = find_model_folder(path)
+    description = read_description(folder / DESCRIPTION_NAME)
+    weights = _read_weights(folder / WEIGHTS_NAME, description.weights_sha256)
+    network = _build_without_memory(description, folder)
+    return _fit_weights(network, weights, folder), description
+
+
+def find_model_folder(path: Path | str) -> Path:
+    """Return the folder with the model: `path` itself, or `model` inside the run folder `path`.
+
+    Raises:
+        ModelError: neither holds a model.
+    """
+    path = Path(path)
+    for folder in (path, path / "model"):
+        if (folder / DESCRIPTION_NAME).is_file():
+            return folder
+    if not path.exists():
+        raise ModelError(f"No model at {path}: it does not exist; give a run folder or a model folder")
+    if (path / "checkpoint").is_dir():
+        raise ModelError(
+            f"No model in the run {path} yet; finish it with medseg-brn train … -o {path} --resume"
+        )
+    raise ModelError(f"No model at {path}: neither {DESCRIPTION_NAME} nor model/{DESCRIPTION_NAME} is in it")
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file whose checksum is as described."""
+    remedy = "copy the model folder again from its source"
+    try:
+        found = _compute_sha256(path)
+        if found != sha256:
+            raise ModelError(
+                f"{path} is damaged or was exchanged: its SHA-256 is {found} ({path.stat().st_size} bytes), "
+                f"and {DESCRIPTION_NAME} says {sha256 or 'none'}; {remedy}"
+            )
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; {remedy}") from None
+
+
+def _build_without_memory(description: ModelDescription, folder: Path) -> UNet3d:
+    """Return the described network with shapes only, so that no description can ask for memory."""
+    try:
+        with torch.device("meta"):
+            network = build_network(description.network, description.in_channels, description.num_classes)
+            network.check_patch_size(description.patch_size)
+    except ConfigError as error:
+        raise ModelError(f"{folder} describes no network: {error}") from None
+    return network
+
+
+def _fit_weights(network: UNet3d, weights: dict[str, Tensor], folder: Path) -> UNet3d:
+    """Return the network with these weights as its own."""
+    expected = network.state_dict()
+    problems = [
+        f"{name} is missing"
+        if name not in weights
+        else f"{name} has shape {tuple(weights[name].shape)} and not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name not in weights or weights[name].shape != tensor.shape
+    ]
+    problems += [f"{name} has no place" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {weights[name].dtype} and not {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].dtype != tensor.dtype
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelError(
+            f"The weights of {folder} do not fit its described architecture: {'; '.join(problems[:3])}{more}"
+        )
+    network.load_state_dict(weights, assign=True)
+    return network
+
+
+def _compute_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
