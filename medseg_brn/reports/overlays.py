@@ -1,0 +1,184 @@
+"""A case at a glance: three orthogonal slices with the outlines of reference and prediction.
+
+Slices are shown as radiologists look at them: the patient's right at the left, front and head up.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import matplotlib.patheffects as patheffects
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from medseg_brn.errors import DataError
+from medseg_brn.reports.drawing import make_image
+from medseg_brn.volumes.geometry import canonicalize
+from medseg_brn.volumes.volume import Volume
+
+REFERENCE_COLOUR = "#56b4e9"
+PREDICTION_COLOUR = "#ff9a3d"
+LEGEND = "blue: reference, orange: prediction"
+
+MARGIN_MM = 25.0
+"""Surroundings shown about the segmented region; a small lesion in a whole scan would be a dot."""
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """A slicing direction: the axis cut, and the letters at the picture's left and top."""
+
+    name: str
+    axis: int
+    left: str
+    top: str
+
+
+_PLANES = (_Plane("axial", 2, "R", "A"), _Plane("coronal", 1, "R", "S"), _Plane("sagittal", 0, "A", "S"))
+
+
+def draw_overlay(image: Volume, reference: Volume, prediction: Volume, description: str) -> Markup:
+    """`<img>` of an axial, a coronal and a sagittal slice, each where the reference is largest.
+
+    Where the reference is empty, the prediction decides; where both are, the middle does.
+
+    Args:
+        image: the scan, or one of its channels.
+        reference: label map on the scan's grid.
+        prediction: label map on the scan's grid.
+        description: what is shown, in words, for screen readers.
+
+    Raises:
+        DataError: the three do not lie on one grid.
+    """
+    for name, other in (("reference", reference), ("prediction", prediction)):
+        difference = image.grid.describe_difference(other.grid)
+        if difference is not None:
+            raise DataError(
+                f"Image and {name} do not lie on one grid: {difference}; draw them on the same scan."
+            )
+    volumes = [canonicalize(volume) for volume in (image, reference, prediction)]
+    spacing_mm = np.array(volumes[0].spacing_mm)
+    array, reference_map, prediction_map = (volume.array for volume in volumes)
+    box = _find_region((reference_map > 0) | (prediction_map > 0), spacing_mm)
+    array, reference_map, prediction_map = (each[box] for each in (array, reference_map, prediction_map))
+    centre = _largest_slices(reference_map if reference_map.any() else prediction_map)
+    slices = [
+        [
+            _turn(np.take(each, centre[plane.axis], plane.axis))
+            for each in (array, reference_map, prediction_map)
+        ]
+        for plane in _PLANES
+    ]
+    window = _find_window([pixels for pixels, *_ in slices])
+    extents_mm = [
+        _extent_mm(pixels.shape, plane, spacing_mm)
+        for plane, (pixels, *_) in zip(_PLANES, slices, strict=True)
+    ]
+    drawing, panels = _make_panels(extents_mm)
+    for axes, plane, extent_mm, shown in zip(panels, _PLANES, extents_mm, slices, strict=True):
+        _draw_slice(axes, plane, extent_mm, shown, window)
+    return make_image(drawing, description)
+
+
+def _find_region(foreground: np.ndarray, spacing_mm: np.ndarray) -> tuple[slice, ...]:
+    """The foreground's bounding box and its surroundings; everything where there is no foreground."""
+    box = []
+    for axis, size in enumerate(foreground.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        found = np.flatnonzero(foreground.any(axis=others))
+        margin = int(np.ceil(MARGIN_MM / spacing_mm[axis]))
+        box.append(
+            slice(max(0, found[0] - margin), min(size, found[-1] + 1 + margin))
+            if found.size
+            else slice(0, size)
+        )
+    return tuple(box)
+
+
+def _largest_slices(label_map: np.ndarray) -> list[int]:
+    """Per axis, the index of the slice with the most foreground; the middle of an empty map."""
+    foreground = label_map > 0
+    if not foreground.any():
+        return [size // 2 for size in foreground.shape]
+    return [
+        int(np.argmax(foreground.sum(axis=tuple(other for other in range(3) if other != axis))))
+        for axis in range(3)
+    ]
+
+
+def _turn(pixels: np.ndarray) -> np.ndarray:
+    """A slice along two RAS+ axes as a picture: rows from the top down, columns from the left.
+
+    The axes grow towards right, front and head; pictures begin with right, front and head: both are reversed.
+    """
+    return pixels[::-1, ::-1].T
+
+
+def _extent_mm(shape: tuple[int, ...], plane: _Plane, spacing_mm: np.ndarray) -> tuple[float, float]:
+    """Width and height of a picture in mm."""
+    across, up = (spacing_mm[axis] for axis in range(3) if axis != plane.axis)
+    return shape[1] * across, shape[0] * up
+
+
+def _find_window(pictures: list[np.ndarray]) -> tuple[float, float]:
+    """Intensities shown as black and white: the 1st and 99.5th percentile of what is shown."""
+    values = np.concatenate([picture.ravel() for picture in pictures]).astype(np.float64)
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, (1, 99.5)) if values.size else (0.0, 1.0)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _make_panels(extents_mm: list[tuple[float, float]], width: float = 9.0) -> tuple[Drawing, list[Axes]]:
+    """Panels side by side at one scale of mm, filling the width (inches)."""
+    gap = 0.006
+    total_mm = sum(across for across, _ in extents_mm)
+    inches_per_mm = min(width * (1 - 2 * gap) / total_mm, 5.0 / max(up for _, up in extents_mm))
+    height = max(up for _, up in extents_mm) * inches_per_mm
+    drawing = Drawing(figsize=(width, height), facecolor="black")
+    shares = [across * inches_per_mm / width for across, _ in extents_mm]
+    left = (1 - sum(shares) - 2 * gap) / 2
+    edges = np.cumsum([left, *(share + gap for share in shares)])
+    panels = [drawing.add_axes((start, 0.0, end - start - gap, 1.0)) for start, end in pairwise(edges)]
+    return drawing, panels
+
+
+def _draw_slice(
+    axes: Axes,
+    plane: _Plane,
+    extent_mm: tuple[float, float],
+    shown: list[np.ndarray],
+    window: tuple[float, float],
+) -> None:
+    """One slice in grey and the outlines of every class on it."""
+    pixels, reference, prediction = shown
+    across, up = extent_mm
+    bounds = (0.0, across, up, 0.0)
+    axes.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], extent=bounds, interpolation="nearest")
+    for label_map, colour, width in (
+        (reference, REFERENCE_COLOUR, 2.2),
+        (prediction, PREDICTION_COLOUR, 1.1),
+    ):
+        _draw_outlines(axes, label_map, extent_mm, colour, width)
+    axes.set_axis_off()
+    axes.set_xlim(0, across)
+    axes.set_ylim(up, 0)
+    for letter, position in ((plane.left, (0.02, 0.5)), (plane.top, (0.5, 0.98)), (plane.name, (0.02, 0.02))):
+        text = axes.text(*position, letter, transform=axes.transAxes, color="white", fontsize=8, alpha=0.9)
+        text.set_verticalalignment({0.5: "center", 0.98: "top", 0.02: "bottom"}[position[1]])
+        text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
+
+
+def _draw_outlines(
+    axes: Axes, label_map: np.ndarray, extent_mm: tuple[float, float], colour: str, width: float
+) -> None:
+    """The outline of each class, between its voxels and the next, in mm of the picture."""
+    rows, columns = label_map.shape
+    step_x, step_y = extent_mm[0] / columns, extent_mm[1] / rows
+    x = (np.arange(columns + 2) - 0.5) * step_x
+    y = (np.arange(rows + 2) - 0.5) * step_y
+    for label in np.unique(label_map[label_map > 0]):
+        # A border of background closes outlines that the picture's edge would cut.
+        mask = np.pad(label_map == label, 1).astype(float)
+        axes.contour(x, y, mask, levels=[0.5], colors=colour, linewidths=width)

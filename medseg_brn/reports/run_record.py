@@ -1,0 +1,89 @@
+"""What a run folder tells: options, measurements per step, and the evaluation of its held-out cases."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg_brn.config import Experiment
+from medseg_brn.errors import DataError
+from medseg_brn.experiment import load_experiment
+
+COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loader_share", "dice")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its files tell it."""
+
+    folder: Path
+    experiment: Experiment
+    config_text: str
+    """`config.yaml` as it is."""
+    metrics: dict[str, np.ndarray]
+    """Column of `metrics.csv` -> (steps,) float64; NaN where a row has no value."""
+    evaluation: dict[str, Any] | None
+    """`validation.json`, or None where there is none or it holds no case."""
+    split: dict[str, list[str]]
+    """`training` and `validation` case names; empty where `split.json` is missing."""
+    model: dict[str, Any]
+    """`model/model.json`; empty where it is missing."""
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Reads a run folder, finished or not.
+
+    Raises:
+        DataError: there is no `config.yaml`, or a JSON file is damaged.
+        ConfigError: `config.yaml` is not an experiment.
+    """
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise DataError(
+            f"{folder} is no run folder: it has no config.yaml; give the folder that train wrote."
+        )
+    evaluation = _read_json(folder / "validation.json")
+    return RunRecord(
+        folder=folder,
+        experiment=load_experiment(config),
+        config_text=config.read_text(encoding="utf-8"),
+        metrics=read_metrics(folder / "metrics.csv"),
+        evaluation=evaluation if evaluation.get("cases") else None,
+        split=_read_json(folder / "split.json"),
+        model=_read_json(folder / "model" / "model.json"),
+    )
+
+
+def read_metrics(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a `metrics.csv`, empty where the file is missing.
+
+    Reading ends at the first row that is not whole, which a run that is still going on may leave.
+    """
+    rows: list[list[float]] = []
+    if path.is_file():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    rows.append([float(row[name] or "nan") for name in COLUMNS])
+                except (KeyError, TypeError, ValueError):
+                    break
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+    return dict(zip(COLUMNS, table.T, strict=True))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file is missing."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not valid JSON ({error}); remove it, and resume the run to make it anew."
+        ) from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}; an object is expected.")
+    return content

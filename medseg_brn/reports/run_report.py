@@ -1,0 +1,221 @@
+"""The report of a training run: what was trained, how it went, how good it is, what it cost."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg_brn.errors import MedsegError
+from medseg_brn.reports.curves import draw_curve, draw_points
+from medseg_brn.reports.drawing import SERIES
+from medseg_brn.reports.evaluation_blocks import (
+    make_case_table,
+    make_class_table,
+    make_dice_figure,
+    make_tiles,
+    mean_dice,
+    pick_best_median_worst,
+)
+from medseg_brn.reports.overlays import LEGEND, draw_overlay
+from medseg_brn.reports.page import (
+    Block,
+    Facts,
+    Figure,
+    Gallery,
+    Listing,
+    Page,
+    Paragraph,
+    Section,
+    Tile,
+    Tiles,
+    write_page,
+)
+from medseg_brn.reports.run_record import RunRecord, read_run
+from medseg_brn.volumes.reading import read_channels, read_volume
+
+
+def write_run_report(run_folder: Path) -> None:
+    """Writes `report.html` into a run folder, whole or not at all.
+
+    A run that is not finished, or that validated nothing, is reported as far as it went.
+
+    Raises:
+        DataError: the folder is no run folder, or a file in it is damaged.
+    """
+    run = read_run(run_folder)
+    network = run.experiment.network
+    sections = (
+        Section("Result", _describe_result(run)),
+        Section("Segmentations", _describe_segmentations(run)),
+        Section("Training", _describe_training(run)),
+        Section("Cost", _describe_cost(run)),
+        Section("Experiment", _describe_experiment(run)),
+    )
+    subtitle = (
+        f"3D U-Net with {_say(network.norm)} normalization, trained on {run.experiment.dataset.path} "
+        f"for {_steps_done(run)} of {run.experiment.training.steps} steps."
+    )
+    page = Page(run.experiment.name, subtitle, [section for section in sections if section.blocks])
+    write_page(page, run_folder / "report.html")
+
+
+def _describe_result(run: RunRecord) -> list[Block]:
+    if run.evaluation is None:
+        reason = (
+            "all cases were trained on (dataset.fold is null)"
+            if run.experiment.dataset.fold is None
+            else "the run has not come to its validation yet"
+        )
+        return [
+            Paragraph(f"No validation data: {reason}, so nothing is known here of how good the model is.")
+        ]
+    return [
+        make_tiles(run.evaluation),
+        make_class_table(run.evaluation),
+        make_dice_figure(run.evaluation),
+        make_case_table(run.evaluation),
+    ]
+
+
+def _describe_segmentations(run: RunRecord) -> list[Block]:
+    """Overlays of the best, the median and the worst case, best first."""
+    if run.evaluation is None:
+        return []
+    figures, problems = [], []
+    for role, case in pick_best_median_worst(run.evaluation).items():
+        label = f"{role}: {case['case']}, mean Dice {mean_dice(case):.3f}"
+        try:
+            figures.append(Figure(_draw_case(run.folder, case, label), f"{label} ({LEGEND})"))
+        except MedsegError as error:
+            problems.append(Paragraph(f"{label}: not drawn. {error}"))
+    return [Gallery(figures, wide=True), *problems]
+
+
+def _draw_case(folder: Path, case: dict[str, Any], label: str) -> Any:
+    image, reference, prediction = (
+        _find(folder, case[name]) for name in ("image", "reference", "prediction")
+    )
+    return draw_overlay(
+        read_channels(image)[0],
+        read_volume(reference),
+        read_volume(prediction),
+        f"{label}: axial, coronal and sagittal slice, {LEGEND}",
+    )
+
+
+def _find(folder: Path, path: str) -> Path:
+    """A path of `validation.json`: relative to the run folder where it is there, else as it stands."""
+    inside = folder / path
+    return inside if inside.exists() else Path(path)
+
+
+def _describe_training(run: RunRecord) -> list[Block]:
+    metrics = run.metrics
+    steps = metrics["step"]
+    if not steps.size:
+        return [Paragraph("No step has been recorded yet.")]
+    figures = [
+        draw_curve(
+            steps,
+            metrics["loss"],
+            label="Training loss",
+            caption="Median over neighbouring steps, and their spread.",
+        )
+    ]
+    validated = np.isfinite(metrics["dice"])
+    if validated.any():
+        figures.append(
+            draw_points(
+                steps[validated],
+                metrics["dice"][validated],
+                label="Validation Dice",
+                caption="Mean foreground Dice on whole held-out volumes, during the run.",
+            )
+        )
+    figures += [
+        draw_curve(
+            steps,
+            metrics["gradient_norm"],
+            label="Gradient norm",
+            caption="Before clipping; logarithmic.",
+            colour=SERIES[2],
+            log_scale=True,
+        ),
+        draw_curve(
+            steps, metrics["learning_rate"], label="Learning rate", caption="As scheduled.", colour=SERIES[3]
+        ),
+    ]
+    return [Gallery(figures)]
+
+
+def _describe_cost(run: RunRecord) -> list[Block]:
+    """Durations, the share spent waiting for data, and the size of what came out."""
+    seconds, waiting = run.metrics["seconds"], run.metrics["loader_share"]
+    if not seconds.size:
+        return []
+    patches = run.experiment.training.batch_size * run.experiment.training.accumulation
+    median = float(np.median(seconds))
+    share = float(np.average(waiting, weights=np.maximum(seconds, 1e-9)))
+    tiles = [
+        Tile(
+            "Training time",
+            _tell_duration(float(seconds.sum())),
+            "sum over the steps, validation not counted",
+        ),
+        Tile("Per step", f"{median * 1000:.0f} ms", f"median; {patches / median:.1f} patches per second"),
+        Tile("Waiting for patches", f"{share:.1%}", "share of the training time"),
+    ]
+    weights = run.folder / "model" / "model.safetensors"
+    if weights.is_file():
+        tiles.append(Tile("Model", f"{weights.stat().st_size / 1e6:.1f} MB", "weights on disk"))
+    return [Tiles(tiles)]
+
+
+def _describe_experiment(run: RunRecord) -> list[Block]:
+    experiment = run.experiment
+    training, network, dataset = experiment.training, experiment.network, experiment.dataset
+    trained, held_out = (len(run.split.get(part, [])) for part in ("training", "validation"))
+    passes = f", {training.accumulation} forward passes per step" if training.accumulation > 1 else ""
+    standardized = ", standardized weights" if network.weight_standardization else ""
+    facts = {
+        "Dataset": dataset.path,
+        "Fold": "none: trained on every case" if dataset.fold is None else f"{dataset.fold} of {dataset.folds}",
+        "Cases": f"{trained} trained on, {held_out} held out",
+        "Patches": f"{_times(experiment.patches.size)} voxels, batch size {training.batch_size}{passes}",
+        "Network": f"{network.encoder} encoder, channels {', '.join(map(str, network.channels))}",
+        "Normalization": _say(network.norm) + standardized,
+        "Optimizer": f"{training.optimizer}, learning rate {training.learning_rate:g} ({training.decay})",
+        "Seed": str(experiment.seed),
+    }
+    told = {
+        _say(name).capitalize(): str(value)
+        for name, value in run.model.get("training", {}).items()
+        if isinstance(value, str | int | float)
+    }
+    blocks: list[Block] = [Facts("What was trained", facts)]
+    if told:
+        blocks.append(Facts("What the model says of its training", told))
+    return [*blocks, Listing("Every option (config.yaml)", run.config_text)]
+
+
+def _steps_done(run: RunRecord) -> int:
+    steps = run.metrics["step"]
+    return int(steps[-1]) if steps.size else 0
+
+
+def _tell_duration(seconds: float) -> str:
+    """Seconds as a person would say them: 42 s, 7 min 5 s, 3 h 12 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.3g} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _say(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _times(size: tuple[int, ...]) -> str:
+    return " × ".join(map(str, size))
