@@ -53,7 +53,7 @@ def check(
     if inspection.num_errors:
         bad = len({problem.case for problem in inspection.problems if problem.severity == "error"})
         raise DataError(
-            f"{inspection.num_errors} errors in {bad} of the {total} cases of {described.name}; "
+            f"{_count(inspection.num_errors, 'error')} in {bad} of the {total} cases of {described.name}; "
             "correct them as told, then check again"
         )
 
@@ -107,8 +107,12 @@ def _print(dataset: "Dataset", inspection: "Inspection") -> None:
                 " × ".join(f"{v:.4g}" for v in facts[key][name]) for name in ("min", "median", "max")
             )
             lines.append(f"  {title:<8}  {median} {unit} (median along R, A, S), from {least} to {most}")
-    lines.append(f"  {facts['errors']} errors, {facts['warnings']} warnings")
+    lines.append(f"  {_count(facts['errors'], 'error')}, {_count(facts['warnings'], 'warning')}")
     console.print("\n".join(lines), markup=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _problem_table(problems: "Sequence[Problem]", root: str) -> "Table":
