@@ -81,10 +81,13 @@ def normalize_intensity(array: np.ndarray, scheme: IntensityScheme) -> np.ndarra
 
 
 def _standardize(values: np.ndarray) -> np.ndarray:
-    """Returns (values - mean) / std, moments in float64; constant (or no) values become 0."""
+    """Makes float32 values (values - mean) / std, in place; no values, or constant ones, become 0."""
     if values.size == 0:
         return values
     mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-    if std <= CONSTANT_TOLERANCE * float(np.abs(values).max()):
-        return np.zeros_like(values)
-    return ((values - np.float32(mean)) / np.float32(std)).astype(np.float32, copy=False)
+    if std <= CONSTANT_TOLERANCE * max(abs(values.min()), abs(values.max())):
+        values[...] = 0
+        return values
+    values -= np.float32(mean)
+    values /= np.float32(std)
+    return values

@@ -6,7 +6,7 @@ A `SpatialRecord` holds what the way back needs. Everything here moves voxels an
 what they mean: images are interpolated, label maps keep their classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,7 +140,7 @@ def resample_image(array: np.ndarray, shape: Sequence[int], spacing_mm: Sequence
 def resample_label_map(label_map: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Returns the label map on `shape` voxels: each class's mask resampled linearly, the largest wins.
 
-    Holds three float volumes at a time, however many classes there are. Ties go to the lower class.
+    Holds a few volumes at a time, however many classes there are. Ties go to the lower class.
 
     Args:
         label_map: (X, Y, Z) classes, unsigned integers.
@@ -157,7 +157,8 @@ def restore_scores(scores: Iterable[np.ndarray], record: SpatialRecord) -> np.nd
     """Returns the label map that the scores of all classes give on the scan's own grid.
 
     Each class is resampled linearly to the scan's voxels before the largest wins, so borders fall
-    between the network's voxels. Outside the crop is class 0.
+    between the network's voxels. Outside the crop is class 0. Beside the scores of one class, this
+    holds three to four float volumes of the scan's size, however many classes there are.
 
     Args:
         scores: Array (K, X, Y, Z), or an iterable of K arrays (X, Y, Z), on the network's grid:
@@ -188,35 +189,41 @@ def restore_probabilities(probabilities: np.ndarray, record: SpatialRecord) -> n
     restored = np.empty((len(probabilities), *record.input_grid.shape), dtype=np.float32)
     for index, probability in enumerate(probabilities):
         checked = _check_scores(np.asarray(probability), record)
-        cropped = _resample_score(checked, record.cropped_shape)
+        cropped = resample_array(checked, record.cropped_shape, "linear")
         restored[index] = _paste(cropped, record, outside=1 if index == 0 else 0)
     return restored
 
 
 def _running_argmax(scores: Iterable[np.ndarray], shape: Sequence[int]) -> np.ndarray:
     """Returns the index of the largest score after linear resampling, as np.argmax would."""
-    best: np.ndarray | None = None
+    best = np.full(shape, -np.inf, dtype=np.float32)
     winners = np.zeros(shape, dtype=np.uint8)
+    index = -1
     for index, score in enumerate(scores):
-        resampled = _resample_score(score, shape)
-        if best is None:
-            best = np.array(resampled)
-            continue
         if index == np.iinfo(np.uint8).max + 1:
             winners = winners.astype(np.uint16)
-        winners[resampled > best] = index
-        np.maximum(best, resampled, out=best)  # a NaN stays, and is found below
-    if best is None:
+        for x, plane in enumerate(_resample_planes(score, shape)):
+            winners[x][plane > best[x]] = index
+            np.maximum(best[x], plane, out=best[x])  # a NaN stays, and is found below
+    if index < 0:
         raise ModelError("There are no class scores to make a label map of; the network must have classes.")
     if np.isnan(best.min()):
         raise ModelError("The network's scores contain NaN, so no class wins; check its weights and input.")
     return winners
 
 
-def _resample_score(score: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Returns one class's scores on `shape` voxels, linearly interpolated, float32."""
-    score = score.astype(np.float32, copy=False)
-    return score if score.shape == tuple(shape) else resample_array(score, shape, "linear")
+def _resample_planes(score: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yields the planes (Y, Z) of the linearly resampled scores, so that the whole is never held."""
+    if score.shape == tuple(shape):
+        yield from score
+        return
+    stack = resample_array(score, (len(score), *shape[1:]), "linear")
+    # The plane numbers, resampled likewise, tell where in the stack each plane wanted lies.
+    numbers = np.arange(len(stack), dtype=np.float32).reshape(-1, 1, 1)
+    for position in resample_array(numbers, (shape[0], 1, 1), "linear").ravel():
+        below = int(position)
+        above = position - np.float32(below)  # share of the plane above
+        yield stack[below] if above == 0 else (1 - above) * stack[below] + above * stack[below + 1]
 
 
 def _check_scores(score: np.ndarray, record: SpatialRecord) -> np.ndarray:

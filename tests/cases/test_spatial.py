@@ -1,6 +1,7 @@
 """The way to the network's grid and back, against naive computations and counts made by hand."""
 
 import pickle
+import tracemalloc
 from itertools import permutations, product
 
 import numpy as np
@@ -276,6 +277,20 @@ class TestWayBack:
         assert restored.dtype == np.uint16
         np.testing.assert_array_equal(restored.ravel(), np.arange(300))
         assert restore_scores(scores[:256], record).dtype == np.uint8
+
+    def test_memory_does_not_grow_with_the_classes(self) -> None:
+        scan = np.ones((80, 80, 80), np.float32)
+        record = plan_space([make_volume(scan)], "none", (2, 2, 2))
+        rng = np.random.default_rng(0)
+        peaks = []
+        for num_classes in (3, 30):
+            scores = (rng.random(record.network_shape, np.float32) for _ in range(num_classes))
+            tracemalloc.start()
+            restore_scores(scores, record)
+            peaks.append(tracemalloc.get_traced_memory()[1] / scan.nbytes)
+            tracemalloc.stop()
+        assert peaks[1] < 1.1 * peaks[0]
+        assert peaks[1] < 4
 
     def test_the_scores_are_left_alone(self) -> None:
         record = plan_space([make_volume(np.ones((2, 2, 2)))], "none", (1, 1, 1))
