@@ -62,7 +62,7 @@ def evaluate(
     if len(result.cases) > LOWEST_SHOWN:
         console.print(f"Lowest Dice: {_tell_lowest(result)}", markup=False)
     if result.unpredicted:
-        console.print(f"{len(result.unpredicted)} references have no prediction and were passed over.")
+        console.print(f"References without a prediction, passed over: {len(result.unpredicted)}")
     if output is not None:
         _write_json(result.as_dict(), output)
         console.print(f"Every figure: {output}", markup=False, soft_wrap=True)
@@ -82,7 +82,7 @@ def _make_table(result: "Evaluation") -> "Table":
     table = Table(box=SIMPLE_HEAD, caption_justify="left", pad_edge=False)
     table.add_column(f"{summary['cases']} cases")
     for heading in (
-        *("Dice", f"Surface Dice\nat {result.tolerance_mm:g} mm", "HD95\nmm", "Surface\ndistance\nmm"),
+        *("Dice", f"Surface\nDice\n{result.tolerance_mm:g} mm", "HD95\nmm", "Surface\ndistance\nmm"),
         *("Volume\nexcess\nml", "Missed /\nfalse\nalarms"),
     ):
         table.add_column(heading, justify="right", no_wrap=True)

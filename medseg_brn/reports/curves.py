@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from medseg_brn.reports.drawing import INK, SERIES, drawing, make_svg
 from medseg_brn.reports.page import Figure
@@ -47,6 +48,9 @@ def draw_curve(
             _label_end(axes, middles[-1], median[-1], f"{median[-1]:.3g}", colour)
             if log_scale and low.min() > 0:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_locator(NullLocator())
             described += f": from {median[0]:.3g} to {median[-1]:.3g}"
         return Figure(make_svg(figure, described), caption)
 
@@ -59,8 +63,15 @@ def draw_points(
         _style_steps(axes, label)
         axes.plot(steps, values, color=colour, marker="o", markersize=4.5)
         best, last = int(np.nanargmax(values)), len(values) - 1
-        for index in {best, last}:
-            _label_end(axes, steps[index], values[index], f"{values[index]:.3f}", colour)
+        _label_end(axes, steps[last], values[last], f"{values[last]:.3f}", colour)
+        if best != last:
+            axes.annotate(
+                f"{values[best]:.3f}",
+                (steps[best], values[best]),
+                (0, 9),
+                **(_BESIDE | {"ha": "center"}),
+                color=colour,
+            )
         axes.set_ylim(top=min(1.0, max(values) + 0.25 * (max(values) - min(values)) + 0.02))
         described = (
             f"{label} over steps: last {values[last]:.3f}, best {values[best]:.3f} at step {steps[best]:g}"

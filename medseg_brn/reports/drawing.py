@@ -91,7 +91,7 @@ def make_svg(figure: Figure, description: str) -> Markup:
     return Markup(svg)
 
 
-def make_image(figure: Figure, description: str, dots_per_inch: int = 110) -> Markup:
+def make_image(figure: Figure, description: str, dots_per_inch: int = 150) -> Markup:
     """`<img>` of a figure as PNG inside the page."""
     buffer = io.BytesIO()
     figure.set_dpi(dots_per_inch)

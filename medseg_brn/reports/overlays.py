@@ -19,7 +19,13 @@ from medseg_brn.volumes.volume import Volume
 
 REFERENCE_COLOUR = "#56b4e9"
 PREDICTION_COLOUR = "#ff9a3d"
-LEGEND = "blue: reference, orange: prediction"
+DASHES = (0.0, (2.0, 2.0))
+"""Where the outlines coincide, the reference shows between the dashes of the prediction."""
+
+LEGEND = "solid blue: reference, dashed orange: prediction"
+
+Line = str | tuple[float, tuple[float, float]]
+"""A line's style as matplotlib takes it: a name, or an offset and dashes."""
 
 MARGIN_MM = 25.0
 """Surroundings shown about the segmented region; a small lesion in a whole scan would be a dot."""
@@ -156,11 +162,8 @@ def _draw_slice(
     across, up = extent_mm
     bounds = (0.0, across, up, 0.0)
     axes.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], extent=bounds, interpolation="nearest")
-    for label_map, colour, width in (
-        (reference, REFERENCE_COLOUR, 2.2),
-        (prediction, PREDICTION_COLOUR, 1.1),
-    ):
-        _draw_outlines(axes, label_map, extent_mm, colour, width)
+    _draw_outlines(axes, reference, extent_mm, REFERENCE_COLOUR, "solid")
+    _draw_outlines(axes, prediction, extent_mm, PREDICTION_COLOUR, DASHES)
     axes.set_axis_off()
     axes.set_xlim(0, across)
     axes.set_ylim(up, 0)
@@ -171,7 +174,7 @@ def _draw_slice(
 
 
 def _draw_outlines(
-    axes: Axes, label_map: np.ndarray, extent_mm: tuple[float, float], colour: str, width: float
+    axes: Axes, label_map: np.ndarray, extent_mm: tuple[float, float], colour: str, line: Line
 ) -> None:
     """The outline of each class, between its voxels and the next, in mm of the picture."""
     rows, columns = label_map.shape
@@ -181,4 +184,4 @@ def _draw_outlines(
     for label in np.unique(label_map[label_map > 0]):
         # A border of background closes outlines that the picture's edge would cut.
         mask = np.pad(label_map == label, 1).astype(float)
-        axes.contour(x, y, mask, levels=[0.5], colors=colour, linewidths=width)
+        axes.contour(x, y, mask, levels=[0.5], colors=colour, linewidths=1.7, linestyles=[line])

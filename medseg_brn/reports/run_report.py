@@ -47,6 +47,7 @@ def write_run_report(run_folder: Path) -> None:
     sections = (
         Section("Result", _describe_result(run)),
         Section("Segmentations", _describe_segmentations(run)),
+        Section("Cases", [make_case_table(run.evaluation)] if run.evaluation is not None else []),
         Section("Training", _describe_training(run)),
         Section("Cost", _describe_cost(run)),
         Section("Experiment", _describe_experiment(run)),
@@ -73,7 +74,6 @@ def _describe_result(run: RunRecord) -> list[Block]:
         make_tiles(run.evaluation),
         make_class_table(run.evaluation),
         make_dice_figure(run.evaluation),
-        make_case_table(run.evaluation),
     ]
 
 
@@ -179,7 +179,9 @@ def _describe_experiment(run: RunRecord) -> list[Block]:
     standardized = ", standardized weights" if network.weight_standardization else ""
     facts = {
         "Dataset": dataset.path,
-        "Fold": "none: trained on every case" if dataset.fold is None else f"{dataset.fold} of {dataset.folds}",
+        "Fold": "none: trained on every case"
+        if dataset.fold is None
+        else f"{dataset.fold} of {dataset.folds}",
         "Cases": f"{trained} trained on, {held_out} held out",
         "Patches": f"{_times(experiment.patches.size)} voxels, batch size {training.batch_size}{passes}",
         "Network": f"{network.encoder} encoder, channels {', '.join(map(str, network.channels))}",

@@ -39,7 +39,7 @@ def test_table_json_and_exit_code(cohort):
     assert "[red]kidney" in result.stdout
     assert "0.9600" in result.stdout  # (4 * 1 + 2*2/5) / 5
     assert "Lowest Dice: a 0.800" in result.stdout
-    assert "1 references have no prediction" in result.stdout
+    assert "References without a prediction, passed over: 1" in result.stdout
     content = json.loads((cohort / "metrics.json").read_text())
     assert content["summary"]["dice_mean"] == pytest.approx(0.96)
     assert content["summary"]["classes"]["[red]kidney"]["dice_mean"] == pytest.approx(0.96)
