@@ -196,7 +196,8 @@ def _digest(arrays: Iterable[np.ndarray]) -> str:
     digest = hashlib.blake2b()
     for array in arrays:
         digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array, dtype=np.float32).data)
+        # Transposed, because arrays read from NIfTI lie in memory with X fastest.
+        digest.update(np.ascontiguousarray(array.T, dtype=np.float32).data)
     return digest.hexdigest()
 
 

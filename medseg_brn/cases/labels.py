@@ -76,9 +76,10 @@ def find_values(label_map: np.ndarray, place: str | Path) -> tuple[np.ndarray, n
     integers = _as_integers(label_map, place)
     low, high = (int(integers.min()), int(integers.max())) if integers.size else (0, 0)
     if high - low < COUNTING_RANGE:
-        # Slab by slab, because bincount makes 8-byte integers of what it counts.
+        # Slab by slab, because bincount makes 8-byte integers of what it counts; along the slowest axis,
+        # which is the last one of arrays read from NIfTI.
         counts = np.zeros(high - low + 1, np.int64)
-        for slab in integers:
+        for slab in integers.T if integers.flags.f_contiguous else integers:
             counts += np.bincount(slab.ravel().astype(np.int64) - low, minlength=len(counts))
         values = np.flatnonzero(counts)
         values, counts = values + low, counts[values]

@@ -95,20 +95,23 @@ def _print(dataset: "Dataset", inspection: "Inspection") -> None:
     if inspection.problems:
         console.print(_problem_table(inspection.problems, str(dataset.root)))
     facts = _as_dict(dataset, inspection)
+    console.print("\n".join(_tell_facts(facts)), markup=False)
+
+
+def _tell_facts(facts: dict[str, Any]) -> list[str]:
     classes = ", ".join(f"{name} = {value}" for name, value in facts["classes"].items())
     lines = [
-        f"{dataset.name}: {facts['cases']} cases, {facts['labelled_cases']} with a label map",
-        f"  channels  {', '.join(dataset.modalities)}",
+        f"{facts['dataset']}: {_count(facts['cases'], 'case')}, {facts['labelled_cases']} with a label map",
+        f"  channels  {', '.join(facts['modalities'])}",
         f"  classes   {classes}",
     ]
     for key, title, unit in (("spacing_mm", "spacing", "mm"), ("shape", "shape", "voxels")):
         if facts[key]:
-            least, median, most = (
-                " × ".join(f"{v:.4g}" for v in facts[key][name]) for name in ("min", "median", "max")
-            )
-            lines.append(f"  {title:<8}  {median} {unit} (median along R, A, S), from {least} to {most}")
+            told = {name: " × ".join(f"{v:.4g}" for v in values) for name, values in facts[key].items()}
+            spread = f"{told['min']} to {told['max']}, median " if told["min"] != told["max"] else ""
+            lines.append(f"  {title:<8}  {spread}{told['median']} {unit} (along R, A, S)")
     lines.append(f"  {_count(facts['errors'], 'error')}, {_count(facts['warnings'], 'warning')}")
-    console.print("\n".join(lines), markup=False)
+    return lines
 
 
 def _count(number: int, noun: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medseg_brn.cases.layouts import list_dataset
@@ -245,6 +245,7 @@ CELLS = st.text(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(CELLS.filter(lambda name: name not in {".", ".."}), CELLS, CELLS), min_size=1))
 def test_any_cells_survive_quoting(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]
