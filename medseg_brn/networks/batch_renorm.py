@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own name for it)
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -16,7 +15,7 @@ from medseg_brn.networks.operator import (
     clip_corrections,
     compute_corrections,
 )
-from medseg_brn.networks.recomputation import FirstPasses, inside_backward
+from medseg_brn.networks.recomputation import FirstPasses, inside_backward, may_be_repeated
 
 Schedule = tuple[int, int, int]
 
@@ -108,8 +107,13 @@ class _BatchRenorm(_NormBase):
                 f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
             )
         mean, var = batch_statistics(input)
-        r, d = self._corrections(mean, var)
-        return batch_renorm(input, self.weight, self.bias, mean, var, r, d, self.eps)
+        eager = not torch.compiler.is_compiling()  # the compiler repeats no state change of its own accord
+        repeated = self._first_passes.recall(mean, var) if eager and inside_backward() else None
+        r, d = repeated or self._take_in(mean, var)
+        output = batch_renorm(input, self.weight, self.bias, mean, var, r, d, self.eps)
+        if eager and may_be_repeated():
+            self._first_passes.remember(output, mean, var, r, d)
+        return output
 
     def limits(self) -> tuple[float, float]:
         """The limits (r_max, d_max) that the schedule sets for the next training batch."""
@@ -117,20 +121,14 @@ class _BatchRenorm(_NormBase):
         return float(r_max), float(d_max)
 
     @torch.no_grad()
-    def _corrections(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def _take_in(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """r and d of this batch from the statistics before it; then lets the statistics take it in."""
-        if not torch.compiler.is_compiling() and inside_backward():
-            repeated = self._first_passes.recall(mean, var)
-            if repeated is not None:
-                return repeated
         step = self._step()
         r_raw, d_raw = compute_corrections(mean, var, self.running_mean, self.running_var, self.eps)
         r, d = clip_corrections(r_raw, d_raw, *self._limits_at(step))
         if self.observer is not None:
             self.observer(RenormObservation(mean, var, r_raw, d_raw, r, d))
-        momentum = self._momentum_at(step)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(var, momentum)
+        torch._foreach_lerp_([self.running_mean, self.running_var], [mean, var], self._momentum_at(step))
         self.num_batches_tracked.add_(1)
         return r, d
 
