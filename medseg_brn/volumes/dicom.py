@@ -17,6 +17,8 @@ LARGEST_UNEVENNESS = 0.1
 """A step between slices may differ from the median one by this share of it, for positions are rounded."""
 
 MAGIC_OFFSET, MAGIC = 128, b"DICM"
+DIRECTORY_NAME = "DICOMDIR"
+"""A table of contents that media carry; it is written in DICOM and holds no image."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,7 @@ def open_dicom(folder: Path) -> ImageFile:
         affine = slices[0].affine.copy()
         affine[:3, 2] = _step_mm(folder, slices)
         shape = (*first.shape[:2], len(slices))
-    paths = [one.path for one in slices]
-    return ImageFile(folder, make_grid(folder, shape, affine), 1, lambda: _read_array(folder, paths))
+    return ImageFile(folder, make_grid(folder, shape, affine), 1, lambda: _read_array(folder, slices))
 
 
 def _is_dicom(path: Path) -> bool:
@@ -83,21 +84,28 @@ def _is_dicom(path: Path) -> bool:
 
 def _series_paths(folder: Path) -> list[Path]:
     """The files of the only series in a folder."""
-    names = {
-        series: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)
-        for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    series = {
+        name: [Path(path) for path in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), name)]
+        for name in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     }
-    if not names:
-        raise DataError(f"The folder {folder} holds no DICOM series; give the folder the slices are in.")
-    if len(names) > 1:
+    if len(series) > 1:
         found = "; ".join(
-            f"{_read_slice(Path(files[0])).description}, {len(files)} files, series {series}"
-            for series, files in names.items()
+            f"{_read_slice(paths[0]).description}, {len(paths)} files, series {name}"
+            for name, paths in series.items()
         )
         raise DataError(
-            f"The folder {folder} holds {len(names)} DICOM series: {found}. Keep each in a folder of its own."
+            f"The folder {folder} holds {len(series)} DICOM series: {found}. "
+            "Keep each in a folder of its own."
         )
-    return [Path(name) for files in names.values() for name in files]
+    paths = [path for paths in series.values() for path in paths]
+    # GDCM passes over files that it cannot read, and a volume would lack their slices.
+    listed = {DIRECTORY_NAME, *(path.name for path in paths)}
+    for path in sorted(folder.iterdir()):
+        if path.name not in listed and _is_dicom(path):
+            raise DataError(f"{path} is truncated or no DICOM image; fetch or export it again.")
+    if not paths:
+        raise DataError(f"The folder {folder} holds no DICOM series; give the folder that holds the slices.")
+    return paths
 
 
 def _read_slice(path: Path) -> Slice:
@@ -167,10 +175,10 @@ def _pair(slices: Sequence[Slice], index: int) -> str:
     return f"{slices[index].path.name} and {slices[index + 1].path.name}"
 
 
-def _read_array(folder: Path, paths: Sequence[Path]) -> np.ndarray:
+def _read_array(folder: Path, slices: Sequence[Slice]) -> np.ndarray:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(path) for path in paths])
+    reader.SetFileNames([str(one.path) for one in slices])
     array = read_array(folder, reader)
     # GDCM computes rescaled values in double where the slope or the intercept is not an integer.
     return array.astype(np.float32) if array.dtype == np.float64 else array

@@ -1,5 +1,6 @@
 """NIfTI files: values in their own type, and grids that keep the transforms of the header."""
 
+import gzip
 import logging
 import zlib
 from pathlib import Path
@@ -17,6 +18,8 @@ GEOMETRY_FIELDS = (
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
 """Header fields that a written file repeats; names, dates and notes about the patient are left behind."""
+
+CHUNK_BYTES = 2**20
 
 DAMAGES = (
     OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
@@ -40,8 +43,7 @@ def open_nifti(path: Path) -> ImageFile:
             with the channels last), or has a singular or not finite affine.
     """
     try:
-        # Without a memory map: the values belong to no file, and a truncated file is noticed when it is read.
-        image: Any = nib.load(path, mmap=False)
+        image: Any = nib.load(path)
     except DAMAGES as error:
         raise DataError(f"{path} is not a NIfTI image: {reason(error)}; fetch or export it again.") from error
     if not isinstance(image, nib.Nifti1Pair):
@@ -52,7 +54,7 @@ def open_nifti(path: Path) -> ImageFile:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     channels = image.shape[3] if len(image.shape) == 4 else 1
-    return ImageFile(path, grid, channels, lambda: _read_array(path, image))
+    return ImageFile(path, grid, channels, lambda: _read_array(path, type(image)))
 
 
 def write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:
@@ -65,28 +67,45 @@ def write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:
 
 
 def _check_layout(path: Path, image: nib.Nifti1Pair) -> None:
+    proxy: Any = image.dataobj
     shape, dtype = image.shape, image.get_data_dtype()
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise DataError(f"{path} has shape {shape}; a volume has three axes, or four with the channels last.")
     if dtype.kind not in "iuf":
         raise DataError(f"{path} holds values of type {dtype}; a volume holds integers or real numbers.")
-    check_size(path, shape, dtype.itemsize, compressed=path.name.lower().endswith(".gz"))
+    if proxy.offset < image.header.single_vox_offset:
+        raise DataError(
+            f"{path} is damaged: its voxels begin at byte {proxy.offset}, inside the header of "
+            f"{image.header.single_vox_offset} bytes; fetch or export it again."
+        )
+    check_size(path, shape, dtype.itemsize, compressed=_is_compressed(path))
 
 
-def _read_array(path: Path, image: nib.Nifti1Pair) -> np.ndarray:
+def _read_array(path: Path, image_class: type[nib.Nifti1Pair]) -> np.ndarray:
     """(X, Y, Z) or (X, Y, Z, channels) values; a fourth axis of one channel is dropped."""
-    proxy: Any = image.dataobj
     try:
-        if proxy.slope == 1 and proxy.inter == 0:
-            array = np.asarray(proxy)
-        else:
-            array = np.asarray(proxy, dtype=np.float32)
+        with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
+            image: Any = image_class.from_file_map(image_class.make_file_map({"image": stream}), mmap=False)
+            array = _values(image.dataobj)
+            # Only at its end does gzip compare its checksum with what was read.
+            while stream.read(CHUNK_BYTES):
+                pass
     except DAMAGES as error:
         raise DataError(
             f"{path} is truncated or damaged: {reason(error)}; fetch or export it again."
         ) from error
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return array[..., 0] if image.shape[3:] == (1,) else array
+
+
+def _values(proxy: nib.arrayproxy.ArrayProxy) -> np.ndarray:
+    if proxy.slope == 1 and proxy.inter == 0:
+        array = np.asarray(proxy)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return np.asarray(proxy, dtype=np.float32)
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
 
 
 def _geometry_of(header: nib.Nifti1Header) -> nib.Nifti1Header:

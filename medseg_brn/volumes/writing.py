@@ -40,6 +40,7 @@ def write_volume(volume: Volume, path: Path | str) -> None:
 
 def _storable(array: np.ndarray, path: Path) -> np.ndarray:
     """The same values in a type that image formats have."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind == "b":
         return array.astype(np.uint8)

@@ -1,6 +1,7 @@
 """Outputs appear whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_a_folder_never_replaces_a_file(tmp_path):
 
 def test_a_parent_that_is_a_file_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="Cannot make the folder .*file"):
+    with pytest.raises(DataError, match=r"Cannot make the folder .*file"):
         write_text_atomic(tmp_path / "file" / "a.txt", "text")
 
 
@@ -78,8 +79,11 @@ def test_a_folder_without_permission_is_told(tmp_path):
         write_text_atomic(tmp_path / "a.txt", "text")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"a\.txt: the disk is full"), atomic_path(tmp_path / "a.txt"):
-        with open("/dev/full", "w") as full:  # noqa: PTH123
-            full.write("text")
+    with (
+        pytest.raises(DataError, match=r"a\.txt: the disk is full"),
+        atomic_path(tmp_path / "a.txt"),
+        Path("/dev/full").open("w") as full,
+    ):
+        full.write("text")

@@ -127,7 +127,9 @@ def test_a_ramp_in_mm_stays_the_same_ramp_on_the_new_grid(order):
     resampled = resampled_grid(grid, (0.9, 1.1, 2.3))
 
     def ramp(of: Grid) -> np.ndarray:
-        x, y, z = np.einsum("ij,jxyz->ixyz", of.affine[:3, :3], np.indices(of.shape)) + of.affine[:3, 3].reshape(3, 1, 1, 1)
+        x, y, z = np.einsum("ij,jxyz->ixyz", of.affine[:3, :3], np.indices(of.shape)) + of.affine[
+            :3, 3
+        ].reshape(3, 1, 1, 1)
         return x + 2 * y - 3 * z
 
     # Outermost voxels lie beyond the old centres or next to them, where the edge value continues.
@@ -140,7 +142,10 @@ def naive_linear(array: np.ndarray, shape) -> np.ndarray:
     """Trilinear interpolation voxel by voxel, as the textbook has it."""
     result = np.zeros(shape)
     for index in np.ndindex(*shape):
-        place = [np.clip((i + 0.5) * n / m - 0.5, 0, n - 1) for i, n, m in zip(index, array.shape, shape, strict=True)]
+        place = [
+            np.clip((i + 0.5) * n / m - 0.5, 0, n - 1)
+            for i, n, m in zip(index, array.shape, shape, strict=True)
+        ]
         for corner in product((0, 1), repeat=3):
             voxel = [min(int(p) + c, n - 1) for p, c, n in zip(place, corner, array.shape, strict=True)]
             weight = np.prod([p % 1 if c else 1 - p % 1 for p, c in zip(place, corner, strict=True)])
@@ -226,7 +231,9 @@ def test_a_cropped_voxel_stays_in_its_place(affine, data):
     assert np.array_equal(cropped.affine[:3, :3], affine[:3, :3])
 
 
-@pytest.mark.parametrize(("lower", "upper"), [((-1, 0, 0), SHAPE), ((0, 0, 0), (2, 3, 5)), ((1, 1, 1), (1, 2, 2))])
+@pytest.mark.parametrize(
+    ("lower", "upper"), [((-1, 0, 0), SHAPE), ((0, 0, 0), (2, 3, 5)), ((1, 1, 1), (1, 2, 2))]
+)
 def test_a_crop_lies_inside_the_grid(lower, upper):
     with pytest.raises(ValueError, match="not inside a grid"):
         crop_grid(Grid(SHAPE, np.eye(4)), lower, upper)

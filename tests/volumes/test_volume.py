@@ -22,7 +22,9 @@ def test_spacing_is_the_length_of_the_affine_columns():
     assert Grid((2, 2, 2), affine).spacing_mm == (5, 1, 1)
 
 
-@pytest.mark.parametrize(("diagonal", "axes"), [((1, 1, 1), "RAS"), ((-1, -1, 1), "LPS"), ((-2, 3, -4), "LAI")])
+@pytest.mark.parametrize(
+    ("diagonal", "axes"), [((1, 1, 1), "RAS"), ((-1, -1, 1), "LPS"), ((-2, 3, -4), "LAI")]
+)
 def test_orientation_names_where_the_axes_point(diagonal, axes):
     assert make_grid(diagonal=diagonal).orientation == axes
 
