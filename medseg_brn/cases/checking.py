@@ -140,11 +140,13 @@ def _read_images(found: CaseInspection) -> list[tuple[Path, Volume]]:
 def _report_channels(
     found: CaseInspection, channels: Sequence[tuple[Path, Volume]], dataset: Dataset
 ) -> None:
-    expected, paths = len(dataset.modalities), found.case.image_paths
-    what = f"Image {paths[0].name} is 4D:" if len(paths) == 1 and len(channels) > 1 else "The case has"
-    shape = f" {(*channels[0][1].shape, len(channels))}," if what.startswith("Image") else ""
+    path, first = channels[0]
+    if len(channels) > len(found.case.image_paths) == 1:
+        what = f"Image {path.name} is 4D, {(*first.shape, len(channels))}: it has"
+    else:
+        what = "The case has"
     found.report(
-        f"{what}{shape} {len(channels)} channels where the dataset has {expected}.",
+        f"{what} {len(channels)} channels where the dataset has {len(dataset.modalities)}.",
         "Split a series into one 3D file per case, or describe all channels in the dataset's description.",
     )
 

@@ -51,7 +51,7 @@ def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]
         )
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a CSV table in UTF-8: {error}. Save it as such.") from None
+        raise DataError(f"{path} cannot be read as a CSV table in UTF-8: {error}; save it as such.") from None
     lines = [(line, cells) for line, cells in lines if any(cells)]
     if not lines:
         raise DataError(f"{path} is empty; its first line names the columns: case,image,label.")
@@ -75,16 +75,16 @@ def _image_columns(header: list[str], path: Path) -> list[str]:
             f"{path} has the columns {', '.join(header)}; name them 'case', 'image' (or one per channel: "
             "'image_0', 'image_1', …) and optionally 'label', 'site' and 'patient', each once."
         )
-    for column in set(header) - {"case", *images, *OPTIONAL_COLUMNS}:
+    for column in header:
+        if column in ("case", *images, *OPTIONAL_COLUMNS):
+            continue
         near = difflib.get_close_matches(column.lower(), OPTIONAL_COLUMNS, n=1, cutoff=0.75)
         if near and near[0] not in header:
             raise DataError(
                 f"{path} has a column {column!r}; rename it to {near[0]!r} if it is that, or drop it."
             )
-    numbers = [re.search(r"\d+$", column) for column in images]
-    if all(numbers):
-        images.sort(key=lambda column: int(column[re.search(r"\d+$", column).start() :]))  # type: ignore[union-attr]
-    return images
+    numbers = {column: int(number[0]) for column in images if (number := re.search(r"\d+$", column))}
+    return sorted(images, key=numbers.__getitem__) if len(numbers) == len(images) else images
 
 
 def _parse_row(row: dict[str, str], images: list[str], place: str, folder: Path) -> Case:

@@ -127,7 +127,7 @@ PLANTED = {
     ),
     "4D image": (
         lambda blocks: blocks.image(blocks.sample_image(1, (8, 9, 10, 5))),
-        ["p1.nii.gz is 4D: (8, 9, 10, 5), 5 channels where the dataset has 1"],
+        ["p1.nii.gz is 4D, (8, 9, 10, 5): it has 5 channels where the dataset has 1"],
         "Split",
     ),
     "4D label map": (
