@@ -67,8 +67,8 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 try:
-                    rows.append([float(row[name] or "nan") for name in COLUMNS])
-                except (KeyError, TypeError, ValueError):
+                    rows.append([float(row[name] if row[name] != "" else "nan") for name in COLUMNS])
+                except (KeyError, TypeError, ValueError):  # a cell that is not there at all is None
                     break
     table = np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
     return dict(zip(COLUMNS, table.T, strict=True))

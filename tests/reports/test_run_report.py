@@ -1,0 +1,151 @@
+"""Run folders in, one page out, whatever state they are in."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg_brn.config import Experiment
+from medseg_brn.errors import DataError
+from medseg_brn.evaluation.evaluate import evaluate_case
+from medseg_brn.evaluation.results import CaseEvaluation, Evaluation
+from medseg_brn.experiment import dump_experiment
+from medseg_brn.reports.run_record import read_metrics
+from medseg_brn.reports.run_report import write_run_report
+from medseg_brn.volumes.volume import Grid, Volume
+from medseg_brn.volumes.writing import write_volume
+
+HOSTILE = "<img src=x onerror=alert(1)> $a$ & 'b'"
+
+
+def block(end: int) -> Volume:
+    array = np.zeros((12, 12, 12), dtype=np.uint8)
+    array[2:end, 2:8, 2:8] = 1
+    return Volume(array, Grid(array.shape, np.eye(4)))
+
+
+def write_steps(folder: Path, *rows: str) -> None:
+    header = "step,loss,learning_rate,gradient_norm,seconds,loader_share,dice"
+    (folder / "metrics.csv").write_text("\n".join([header, *rows]))
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    return make_run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The report of a whole run."""
+    return report_of(make_run(tmp_path_factory.mktemp("run")))
+
+
+def make_run(tmp_path: Path) -> Path:
+    """A run of five held-out cases whose predictions get worse and worse; the third has a hostile name."""
+    cases = []
+    for number, name in enumerate(["a", "b", HOSTILE, "d", "e"]):
+        stem = f"case_{number}"
+        reference, prediction = block(8), block(8 - number)
+        image = Volume(np.random.default_rng(number).random((12, 12, 12), dtype=np.float32), reference.grid)
+        paths = {"image": f"data/{stem}_image.nii.gz", "reference": f"data/{stem}.nii.gz"}
+        paths["prediction"] = f"validation/{stem}.nii.gz"
+        for place, volume in zip(paths.values(), (image, reference, prediction), strict=True):
+            write_volume(volume, tmp_path / place)
+        paths["image"] = str(tmp_path / paths["image"])
+        cases.append(CaseEvaluation(name, evaluate_case(prediction, reference, {1: "kidney"}), paths))
+    (tmp_path / "config.yaml").write_text(dump_experiment(Experiment(name="my run")))
+    (tmp_path / "validation.json").write_text(json.dumps(Evaluation(tuple(cases), 1.0).as_dict()))
+    (tmp_path / "split.json").write_text(json.dumps({"training": ["t"] * 7, "validation": ["v"] * 5}))
+    write_steps(tmp_path, "1,1.5,0.01,3,0.5,0.1,", "2,1.2,0.01,2,0.3,0.1,0.42")
+    return tmp_path
+
+
+def report_of(folder: Path) -> str:
+    write_run_report(folder)
+    return (folder / "report.html").read_text()
+
+
+def test_report_stands_alone(report):
+    assert "://" not in report
+    sources = re.findall(r'<img[^>]* src="([^"]{0,30})', report)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(re.findall(r'<img alt="([^"]+)"', report))
+    assert not re.findall(r"<(link|iframe|object|embed)\b|<script[^>]+src", report)
+
+
+def test_report_shows_the_best_the_median_and_the_worst_case(report):
+    captions = re.findall(r"<figcaption>((?:Best|Median|Worst)[^,]*), mean Dice ([\d.]+)", report)
+    assert [caption.split(":")[0] for caption, _ in captions] == ["Best", "Median", "Worst"]
+    assert [float(dice) for _, dice in captions] == [1.0, 0.8, 0.5]  # 2·4/(4+6), 2·2/(2+6)
+
+
+def test_hostile_case_name_stays_a_name(report):
+    assert "<img src=x" not in report
+    assert "&lt;img src=x onerror=alert(1)&gt; $a$ &amp; &#39;b&#39;" in report
+
+
+def test_report_tells_cost_and_experiment(report):
+    text = re.sub(r"<[^>]+>|\s+", " ", report)
+    assert "0.8 s" in text
+    assert "400 ms" in text
+    assert "10.0%" in text
+    assert "7 trained on, 5 held out" in text
+
+
+def test_fewer_cases_fill_fewer_roles(run_folder):
+    content = json.loads((run_folder / "validation.json").read_text())
+    content["cases"] = content["cases"][:1]
+    (run_folder / "validation.json").write_text(json.dumps(content))
+    captions = re.findall(r"<figcaption>(Best|Median|Worst):", report_of(run_folder))
+    assert captions == ["Best"]
+
+
+def test_a_case_whose_files_are_gone_is_told(run_folder):
+    (run_folder / "data" / "case_0.nii.gz").unlink()
+    html = report_of(run_folder)
+    assert "not drawn" in html
+    assert "case_0.nii.gz" in html
+    assert len(re.findall("<img ", html)) == 2
+
+
+def test_run_without_validation_says_so(run_folder):
+    (run_folder / "validation.json").unlink()
+    assert "No validation data: the run has not come to its validation yet" in report_of(run_folder)
+    experiment = Experiment.model_validate({"dataset": {"fold": None}})
+    (run_folder / "config.yaml").write_text(dump_experiment(experiment))
+    assert "No validation data: all cases were trained on" in report_of(run_folder)
+
+
+def test_run_that_has_not_begun(tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_experiment(Experiment()))
+    assert "No step has been recorded yet" in report_of(tmp_path)
+
+
+def test_class_that_no_case_has(run_folder):
+    empty = evaluate_case(block(2), block(2), {1: "kidney"})
+    nothing = Evaluation((CaseEvaluation("a", empty),), 1.0).as_dict()
+    (run_folder / "validation.json").write_text(json.dumps(nothing))
+    assert "–" in report_of(run_folder)
+
+
+def test_unfinished_row_ends_the_metrics(tmp_path):
+    write_steps(tmp_path, "1,1.5,0.01,3,0.5,0.1,", "2,1.2,0.0")
+    metrics = read_metrics(tmp_path / "metrics.csv")
+    np.testing.assert_array_equal(metrics["step"], [1])
+    assert np.isnan(metrics["dice"]).all()
+    assert read_metrics(tmp_path / "none.csv")["loss"].size == 0
+
+
+def test_folder_that_is_no_run(tmp_path):
+    with pytest.raises(DataError, match=r"no run folder.*config\.yaml"):
+        write_run_report(tmp_path)
+
+
+def test_damaged_validation_is_told_and_writes_nothing(run_folder):
+    (run_folder / "validation.json").write_text('{"cases"')
+    with pytest.raises(DataError, match=r"validation\.json is not valid JSON"):
+        write_run_report(run_folder)
+    assert not (run_folder / "report.html").exists()
