@@ -33,6 +33,8 @@ class Slice:
     """Modality and series description, for messages."""
     placed: bool
     """Whether the file says where the slice lies."""
+    pixel_type: int
+    """SimpleITK's number for the type of the rescaled values."""
 
     @property
     def origin_mm(self) -> np.ndarray:
@@ -46,12 +48,12 @@ def holds_dicom(folder: Path) -> bool:
 
 
 def open_dicom(folder: Path) -> ImageFile:
-    """The grid of the one DICOM series in a folder, and its values on request, rescaled (CT: Hounsfield
-    units).
+    """The grid of the one DICOM series in a folder, and its values on request.
 
     Slices are ordered by their place. The third axis is the step between them, not the normal of the first,
     so that slices shifted against each other (a tilted gantry) make the sheared grid they are and not a wrong
-    one.
+    one. Values are rescaled, to Hounsfield units for CT: integers where every slice's scale allows it, else
+    float32.
 
     Raises:
         DataError: no DICOM file, several series, a slice missing or twice in one place, or slices that differ
@@ -123,6 +125,7 @@ def _read_slice(path: Path) -> Slice:
         affine=affine_of(reader),
         description=" ".join(words) or "without description",
         placed=reader.HasMetaDataKey(POSITION),
+        pixel_type=reader.GetPixelID(),
     )
 
 
@@ -137,14 +140,12 @@ def _check_alike(folder: Path, slices: Sequence[Slice]) -> None:
         if one.shape != first.shape or one.shape[2] != 1:
             raise DataError(
                 f"The slices in {folder} differ in shape: {first.path.name} has {first.shape}, "
-                f"{one.path.name} has "
-                f"{one.shape}; keep one stack of slices in the folder."
+                f"{one.path.name} has {one.shape}; keep one stack of slices in the folder."
             )
         if not np.allclose(one.affine[:3, :2], first.affine[:3, :2], atol=1e-4):
             raise DataError(
                 f"The slices in {folder} differ in pixel size or orientation: {first.path.name} and "
-                f"{one.path.name}; "
-                "take scout images out of the folder."
+                f"{one.path.name}; take scout images out of the folder."
             )
 
 
@@ -179,6 +180,8 @@ def _read_array(folder: Path, slices: Sequence[Slice]) -> np.ndarray:
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(one.path) for one in slices])
-    array = read_array(folder, reader)
-    # GDCM computes rescaled values in double where the slope or the intercept is not an integer.
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    # Otherwise ITK gives all slices the first one's type, and cuts the others' values where they do not fit.
+    types = {one.pixel_type for one in slices}
+    if len(types) > 1 or sitk.sitkFloat64 in types:
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+    return read_array(folder, reader)

@@ -47,9 +47,8 @@ def open_itk(path: Path) -> ImageFile:
     data_path = path if meta is None else meta.data_path
     if data_path is not None:
         check_size(data_path, (*reader.GetSize(), channels), itemsize, compressed=True)
-    return ImageFile(
-        path, make_grid(path, reader.GetSize(), affine_of(reader)), channels, lambda: read_array(path, reader)
-    )
+    grid = make_grid(path, reader.GetSize(), affine_of(reader))
+    return ImageFile(path, grid, channels, lambda: read_array(path, reader))
 
 
 def write_itk(array: np.ndarray, grid: Grid, path: Path) -> None:
@@ -64,8 +63,7 @@ def write_itk(array: np.ndarray, grid: Grid, path: Path) -> None:
     if shear > LARGEST_SHEAR:
         raise DataError(
             f"The affine {grid.affine[:3].tolist()} has a shear of {shear:.3g}, and the axes of "
-            f"{path.suffix} are "
-            "perpendicular; write .nii.gz, which holds it."
+            f"{path.suffix} files are perpendicular; write .nii.gz, which holds it."
         )
     image = sitk.GetImageFromArray(array.transpose(2, 1, 0))
     image.SetSpacing(grid.spacing_mm)

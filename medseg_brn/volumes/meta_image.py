@@ -62,8 +62,7 @@ def check_meta_data(path: Path, header: MetaHeader, announced_bytes: int) -> Non
     if held is not None and held < wanted:
         raise DataError(
             f"{path} is truncated: its header announces {wanted} bytes of voxels and {header.data_path} "
-            f"holds {held}; "
-            "fetch or export it again."
+            f"holds {held}; fetch or export it again."
         )
 
 

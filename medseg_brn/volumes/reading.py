@@ -1,5 +1,6 @@
 """Volumes from files, whatever the format: arrays in (X, Y, Z) order on grids in RAS+ mm."""
 
+import os
 from pathlib import Path
 
 from medseg_brn.errors import DataError
@@ -77,6 +78,8 @@ def volume_stem(path: Path | str) -> str:
 def _open(path: Path) -> ImageFile:
     if not path.exists():
         raise DataError(f"{path} does not exist; check the name and the folder.")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by this user; correct its permissions.")
     if path.is_dir():
         return open_dicom(path)
     if _has_suffix(path, NIFTI_SUFFIXES):

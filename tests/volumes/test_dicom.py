@@ -99,6 +99,12 @@ def test_values_are_rescaled(tmp_path):
     assert volume.array[0, 0].tolist() == [1024.5, 2024.5]
 
 
+def test_slices_with_scales_of_their_own_keep_their_fractions(tmp_path):
+    paths = write_series(tmp_path / "scan", along_z(0, 1), values=(24, 1024))
+    paths[1].write_bytes(paths[1].read_bytes().replace(b"-1000 ", b"0.5   "))
+    assert read_volume(tmp_path / "scan").array[0, 0].tolist() == [24, 2024.5]
+
+
 def test_a_single_slice_is_a_volume(tmp_path):
     write_series(tmp_path / "scan", along_z(5))
     assert read_volume(tmp_path / "scan").shape == (5, 4, 1)
