@@ -92,8 +92,10 @@ class NetworkConfig(Section):
     """Kernel size per level; null is (3,3,3) everywhere. Odd sizes only."""
     encoder: Literal["plain", "residual"] = "plain"
     """Convolution blocks of the encoder: plain, or with identity shortcuts."""
-    blocks_per_level: PositiveInt = 2
-    """Convolutions (plain) or residual blocks (residual) per encoder level."""
+    encoder_blocks: PositiveInt | tuple[PositiveInt, ...] = 2
+    """Convolutions (plain) or residual blocks (residual) of each encoder level, finest first, or of all."""
+    decoder_blocks: PositiveInt | tuple[PositiveInt, ...] = 1
+    """Convolutions of each decoder level, finest first, or of all."""
     norm: Literal["batch_renorm", "batch", "sync_batch", "group", "instance", "layer", "none"] = "batch_renorm"
     """Normalization by name."""
     momentum: Fraction = 0.01

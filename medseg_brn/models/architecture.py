@@ -7,17 +7,15 @@ from medseg_brn.networks.unet3d import UNet3d
 
 
 def build_network(config: NetworkConfig, in_channels: int, num_classes: int) -> UNet3d:
-    """Make the network that the options describe, with fresh weights.
-
-    Its renorm layers have their final limits at once; a training run sets the schedule.
+    """Make the network that the options describe, with fresh weights and the final renorm limits.
 
     Args:
-        config: the experiment's `network` section.
+        config: the experiment's `network` section. Its `renorm_schedule` is training's affair.
         in_channels: channels of the images.
         num_classes: classes, the background counted.
 
     Raises:
-        ConfigError: strides or kernels that make no network.
+        ConfigError: strides, kernels or numbers of blocks that make no network.
     """
     return UNet3d(
         in_channels,
@@ -26,7 +24,8 @@ def build_network(config: NetworkConfig, in_channels: int, num_classes: int) -> 
         strides=config.strides,
         kernels=config.kernels,
         encoder=config.encoder,
-        blocks_per_level=config.blocks_per_level,
+        encoder_blocks=config.encoder_blocks,
+        decoder_blocks=config.decoder_blocks,
         norm=config.norm,
         norm_options=_norm_options(config),
         weight_standardization=config.weight_standardization,
@@ -35,10 +34,9 @@ def build_network(config: NetworkConfig, in_channels: int, num_classes: int) -> 
 
 
 def _norm_options(config: NetworkConfig) -> dict[str, Any]:
-    match config.norm:
-        case "batch_renorm":
-            limits = {"r_max": config.r_max, "d_max": config.d_max, "schedule": (0, 0, 0)}
-            return {"momentum": config.momentum, **limits}
-        case "batch" | "sync_batch":
-            return {"momentum": config.momentum}
-    return {}
+    if config.norm not in ("batch_renorm", "batch", "sync_batch"):
+        return {}
+    options: dict[str, Any] = {"momentum": config.momentum}
+    if config.norm == "batch_renorm":
+        options |= {"r_max": config.r_max, "d_max": config.d_max, "schedule": (0, 0, 0)}
+    return options

@@ -85,10 +85,10 @@ class ResidualBlock(nn.Module):
 class UNet3d(nn.Module):
     """A 3D U-Net for segmentation.
 
-    Every encoder level has `blocks_per_level` blocks, the first of which strides. Every decoder level
-    doubles the resolution back with a transposed convolution (kernel = stride, so no voxel is written
-    twice), concatenates the encoder's features of that level and has one convolution fewer than the
-    encoder (at least one): at full resolution the decoder is where the time goes.
+    The first block of every encoder level but the finest strides. Every decoder level takes the stride
+    back with a transposed convolution (kernel = stride, so no voxel is written twice), concatenates the
+    encoder's features of that level and has some plain blocks. At full resolution is where the time goes,
+    so numbers of blocks are given per level.
 
     Initialization: convolutions normal with variance 2 / fan_in (He et al. 2015), transposed ones and
     the head with variance 1 / in_channels, as no rectifier follows them; biases 0.
@@ -107,7 +107,8 @@ class UNet3d(nn.Module):
         strides: Sequence[Size3] | None = None,
         kernels: Sequence[Size3] | None = None,
         encoder: Literal["plain", "residual"] = "plain",
-        blocks_per_level: int = 2,
+        encoder_blocks: int | Sequence[int] = 2,
+        decoder_blocks: int | Sequence[int] = 1,
         norm: str = "batch_renorm",
         norm_options: Mapping[str, Any] | None = None,
         weight_standardization: bool = False,
@@ -122,7 +123,8 @@ class UNet3d(nn.Module):
             strides: per level, how much coarser than the level before; (1,1,1) then (2,2,2) by default.
             kernels: per level, odd kernel sizes; (3,3,3) by default.
             encoder: `plain` blocks (one convolution each) or `residual` ones (two and a shortcut).
-            blocks_per_level: blocks of an encoder level.
+            encoder_blocks: blocks of each encoder level, finest first; one number for all.
+            decoder_blocks: convolutions of each decoder level, finest first; one number for all.
             norm: a name that `make_normalization` knows; `none` gives the convolutions a bias instead.
             norm_options: passed to `make_normalization`.
             weight_standardization: use `WeightStandardizedConv3d` in the blocks.
@@ -135,6 +137,8 @@ class UNet3d(nn.Module):
         depth = len(channels)
         strides = list(strides) if strides else [(1, 1, 1)] + [(2, 2, 2)] * (depth - 1)
         kernels = list(kernels) if kernels else [(3, 3, 3)] * depth
+        encoder_counts = _per_level("encoder_blocks", encoder_blocks, depth)
+        decoder_counts = _per_level("decoder_blocks", decoder_blocks, depth - 1)
         _check_levels(channels, strides, kernels)
         self.in_channels, self.num_classes = in_channels, num_classes
         along_x, along_y, along_z = zip(*strides, strict=True)
@@ -145,7 +149,7 @@ class UNet3d(nn.Module):
         self.stem = block(layers, in_channels, channels[0], kernels[0])
         self.encoder = nn.ModuleList()
         for level, (width, kernel) in enumerate(zip(channels, kernels, strict=True)):
-            blocks = [block(layers, width, width, kernel) for _ in range(blocks_per_level - 1)]
+            blocks = [block(layers, width, width, kernel) for _ in range(encoder_counts[level] - 1)]
             if level > 0:
                 blocks.insert(0, block(layers, channels[level - 1], width, kernel, strides[level]))
             self.encoder.append(nn.Sequential(*blocks))
@@ -154,7 +158,7 @@ class UNet3d(nn.Module):
         for level in reversed(range(depth - 1)):
             width, stride = channels[level], strides[level + 1]
             self.upsampling.append(nn.ConvTranspose3d(channels[level + 1], width, stride, stride))
-            widths = [2 * width] + [width] * max(1, blocks_per_level - 1)
+            widths = [2 * width] + [width] * decoder_counts[level]
             convolutions = (ConvBlock(layers, *pair, kernels[level]) for pair in pairwise(widths))
             self.decoder.append(nn.Sequential(*convolutions))
         self.head = nn.Conv3d(channels[0], num_classes, 1)
@@ -246,6 +250,16 @@ def check_patch_size(size: Sequence[int], strides_total: Size3) -> None:
         f"Patch size {received} does not fit the network: {rule}; "
         f"the nearest that fit: {' and '.join(map(str, nearest))}"
     )
+
+
+def _per_level(name: str, counts: int | Sequence[int], levels: int) -> list[int]:
+    """Numbers of blocks of each level, finest first."""
+    given = [counts] * levels if isinstance(counts, int) else list(counts)
+    if len(given) != levels or any(count < 1 for count in given):
+        raise ConfigError(
+            f"{name} is {counts}, but takes one number of at least 1, or {levels} of them, one per level"
+        )
+    return given
 
 
 def _check_levels(channels: Sequence[int], strides: Sequence[Size3], kernels: Sequence[Size3]) -> None:

@@ -111,7 +111,7 @@ def _finish(
     experiment: Experiment, run_folder: Path, data: TrainingData, state: TrainingState, progress: Progress
 ) -> RunSummary:
     """Save the model, validate it as its users will run it, and write the report."""
-    save_trained_model(run_folder, experiment, data, state.best_network, dice=None)
+    save_trained_model(run_folder, experiment, data, state.best_network)
     dice = None
     if data.validation_cases:
         model = load_model(run_folder, device=experiment.training.device)
@@ -123,7 +123,7 @@ def _finish(
             lambda done, total: progress("validating whole volumes", done, total),
         )
         dice = found["summary"]["dice_mean"]
-        save_trained_model(run_folder, experiment, data, state.best_network, dice=found["summary"])
+        save_trained_model(run_folder, experiment, data, state.best_network, found["summary"])
     progress("writing the report", 0, 1)
     write_run_report(run_folder)
     progress("writing the report", 1, 1)

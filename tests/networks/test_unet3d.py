@@ -36,15 +36,23 @@ def test_logits_have_the_image_s_size_and_every_parameter_learns(encoder, norm, 
 
 
 @pytest.mark.parametrize("encoder", ["plain", "residual"])
-@pytest.mark.parametrize("blocks_per_level", [1, 3])
-def test_levels_have_as_many_blocks_as_asked(encoder, blocks_per_level):
-    network = _make(encoder=encoder, blocks_per_level=blocks_per_level)
-    block = ResidualBlock if encoder == "residual" else ConvBlock
+@pytest.mark.parametrize(
+    ("encoder_blocks", "decoder_blocks", "expected"),
+    [(1, 2, ([1, 1, 1], [2, 2])), (3, 1, ([3, 3, 3], [1, 1])), ((1, 2, 3), (2, 1), ([1, 2, 3], [2, 1]))],
+)
+def test_levels_have_as_many_blocks_as_asked(encoder, encoder_blocks, decoder_blocks, expected):
+    network = _make(encoder=encoder, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)
     levels = [len(level) for level in network.encoder]
-    assert [levels[0] + 1, *levels[1:]] == [blocks_per_level] * 3
-    assert all(isinstance(entry, block) for level in network.encoder for entry in level)
-    assert [len(level) for level in network.decoder] == [max(1, blocks_per_level - 1)] * 2
-    assert network(torch.randn(1, 2, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
+    # the stem is the finest level's first block
+    assert [levels[0] + 1, *levels[1:]] == expected[0]
+    # the decoder starts at the coarsest level
+    assert [len(level) for level in reversed(network.decoder)] == expected[1]
+
+
+@pytest.mark.parametrize("blocks", [(1, 2), 0, (1, 0, 1)])
+def test_numbers_of_blocks_that_do_not_fit_the_levels_are_refused(blocks):
+    with pytest.raises(ConfigError, match=r"encoder_blocks is .* 3 of them"):
+        _make(encoder_blocks=blocks)
 
 
 def test_anisotropic_levels():

@@ -1,0 +1,72 @@
+"""From a trained network to the model folder of its run."""
+
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medseg_brn.config import Experiment
+from medseg_brn.models.description import ModelDescription
+from medseg_brn.models.package import save_model
+from medseg_brn.training.data import TrainingData
+from medseg_brn.training.recording import read_metrics
+
+
+def save_trained_model(
+    run_folder: Path,
+    experiment: Experiment,
+    data: TrainingData,
+    network: nn.Module,
+    validation: dict[str, Any] | None = None,
+) -> None:
+    """Write `run_folder/model`; `validation` is the summary of the held-out cases' evaluation, once known."""
+    description = ModelDescription(
+        name=experiment.name,
+        network=experiment.network,
+        class_names=data.dataset.class_names,
+        label_values=data.dataset.label_values,
+        modalities=data.dataset.modalities,
+        preprocessing=data.preprocessing,
+        patch_size=experiment.patches.size,
+        inference=experiment.inference,
+        training=summarize_training(run_folder, experiment, data) | {"validation": validation},
+        licence=data.dataset.licence,
+    )
+    save_model(run_folder / "model", network, description)
+
+
+def summarize_training(run_folder: Path, experiment: Experiment, data: TrainingData) -> dict[str, Any]:
+    """What was trained on, for how long, with what: plain JSON types."""
+    records = read_metrics(run_folder / "metrics.csv")
+    seconds = sum(record.seconds for record in records)
+    waiting = sum(record.seconds * record.loader_share for record in records)
+    return {
+        "dataset": data.dataset.name,
+        "training_cases": len(data.training),
+        "validation_cases": len(data.validation_cases),
+        "fold": experiment.dataset.fold,
+        "seed": experiment.seed,
+        "steps": experiment.training.steps,
+        "batch_size": experiment.training.batch_size,
+        "seconds": round(seconds, 1),
+        "loader_share": round(waiting / seconds, 4) if seconds else None,
+        "peak_memory_mb": _peak_memory_mb(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "medseg_brn": version("medseg-brn"),
+        "python": platform.python_version(),
+    }
+
+
+def _peak_memory_mb() -> int | None:
+    """Largest resident memory of this process so far; None on Windows, which Python does not ask for it."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))
