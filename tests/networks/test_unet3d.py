@@ -1,4 +1,5 @@
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_norm_follows_its_convolution_directly_and_takes_the_place_of_its_bias
         if not isinstance(module, nn.Sequential):
             continue
         children = list(module)
-        for convolution, after in zip(children, children[1:], strict=False):
+        for convolution, after in pairwise(children):
             if isinstance(convolution, nn.Conv3d):
                 assert type(convolution) is expected
                 assert (convolution.bias is not None) == (norm == "none")
