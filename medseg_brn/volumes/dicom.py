@@ -177,9 +177,14 @@ def _pair(slices: Sequence[Slice], index: int) -> str:
 
 
 def _read_array(folder: Path, slices: Sequence[Slice]) -> np.ndarray:
-    reader = sitk.ImageSeriesReader()
+    reader: sitk.ImageFileReader | sitk.ImageSeriesReader
+    if len(slices) == 1:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(slices[0].path))
+    else:
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames([str(one.path) for one in slices])
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(one.path) for one in slices])
     # Otherwise ITK gives all slices the first one's type, and cuts the others' values where they do not fit.
     types = {one.pixel_type for one in slices}
     if len(types) > 1 or sitk.sitkFloat64 in types:

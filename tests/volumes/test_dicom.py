@@ -110,6 +110,17 @@ def test_a_single_slice_is_a_volume(tmp_path):
     assert read_volume(tmp_path / "scan").shape == (5, 4, 1)
 
 
+def test_all_frames_in_one_file_are_a_volume(tmp_path):
+    values = np.arange(60, dtype=np.uint16).reshape(3, 4, 5)
+    image = sitk.GetImageFromArray(values.transpose(2, 1, 0))
+    image.SetSpacing((1, 2, 3))
+    image.SetOrigin((7, 8, 9))
+    sitk.WriteImage(image, str(tmp_path / "frames.dcm"))
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.array, values)
+    assert np.allclose(volume.affine, [[-1, 0, 0, -7], [0, -2, 0, -8], [0, 0, 3, 9], [0, 0, 0, 1]])
+
+
 def test_several_series_are_listed(tmp_path):
     write_series(tmp_path / "scan", along_z(0, 1, 2))
     write_series(tmp_path / "scan", along_z(0, 1), series="1.2.3.5", name="MR head")
