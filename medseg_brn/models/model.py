@@ -1,6 +1,5 @@
 """A loaded model: from a scan to a label map on the scan's own grid."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ class Model:
         cls, network: nn.Module, description: ModelDescription, device: torch.device, dtype: torch.dtype
     ) -> "Model":
         """Make a model of a trained network, which stays as it is: a copy is folded."""
-        folded = fold(copy.deepcopy(network).eval())
+        folded = fold(network, (1, description.in_channels, *description.patch_size))
         folded.requires_grad_(False).to(device, memory_format=torch.channels_last_3d)
         return cls(folded, description, device, dtype)
 

@@ -10,7 +10,7 @@ from torch import nn
 from medseg_brn.errors import ConfigError
 from medseg_brn.networks.convolution import WeightStandardizedConv3d
 from medseg_brn.networks.normalization import NORMALIZATIONS
-from medseg_brn.networks.unet3d import ConvBlock, ResidualBlock, UNet3d, check_patch_size
+from medseg_brn.networks.unet3d import UNet3d, check_patch_size
 
 NORMS = [name for name in NORMALIZATIONS if name != "sync_batch"]
 ANISOTROPIC = {
