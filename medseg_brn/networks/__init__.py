@@ -1,1 +1,1 @@
-"""Networks and their layers: batch renormalization, the 3D U-Net, surgery. They know channels, never patients."""
+"""Networks and their layers: batch renormalization, the 3D U-Net, surgery. No patients here."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from medseg_brn.networks.operator import (
@@ -67,9 +68,13 @@ def _rise(step: int | Tensor, start: int, end: int) -> Limit:
     return fraction.clamp(0, 1) if isinstance(fraction, Tensor) else min(max(fraction, 0.0), 1.0)
 
 
-class _BatchRenorm(_NormBase):
+class BatchRenorm(_NormBase):
     """Batch renormalization over (N, C, ...); see `BatchRenorm3d`."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
     observer: Callable[[RenormObservation], None] | None
 
     def __init__(
@@ -84,7 +89,10 @@ class _BatchRenorm(_NormBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        # The layer's own numbers are float32 or wider, whatever the network's dtype.
+        if r_max < 1 or d_max < 0:
+            raise ValueError(f"r_max {r_max} must be at least 1 and d_max {d_max} at least 0")
+        if not 0 <= schedule[0] <= min(schedule[1:]):
+            raise ValueError(f"schedule {schedule} must start at 0 or later and not end before it starts")
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
         self.r_max = r_max
@@ -101,7 +109,8 @@ class _BatchRenorm(_NormBase):
         """
         self._check_input_dim(input)
         if not self.training:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            statistics = self.running_mean, self.running_var
+            return F.batch_norm(input, *statistics, self.weight, self.bias, eps=self.eps)
         if input.numel() == input.size(1):
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
@@ -114,6 +123,19 @@ class _BatchRenorm(_NormBase):
         if eager and may_be_repeated():
             self._first_passes.remember(output, mean, var, r, d)
         return output
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the layer, but keeps its numbers wide: `half()` and `bfloat16()` are for the features."""
+
+        def apply_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = moved.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(moved.device, torch.float32) if narrowed else moved
+
+        return super()._apply(apply_wide, recurse)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, schedule={self.schedule}"
 
     def limits(self) -> tuple[float, float]:
         """The limits (r_max, d_max) that the schedule sets for the next training batch."""
@@ -145,14 +167,14 @@ class _BatchRenorm(_NormBase):
             return torch.where(step == 0, 1.0, r_max), torch.where(step == 0, 0.0, d_max)
         return (r_max, d_max) if step else (1.0, 0.0)
 
-    def _momentum_at(self, step: int | Tensor) -> float | Tensor:
-        """Weight of the newest batch in the moving averages; the first batch is all there is."""
+    def _momentum_at(self, step: int | Tensor) -> Any:
+        """Weight of the newest batch in the two moving averages; the first batch is all there is."""
         if isinstance(step, Tensor):
-            return torch.where(step == 0, 1.0, self.momentum).to(step.dtype)
+            return [torch.where(step == 0, 1.0, self.momentum).to(step.dtype)] * 2
         return self.momentum if step else 1.0
 
 
-class BatchRenorm1d(_BatchRenorm):
+class BatchRenorm1d(BatchRenorm):
     """Batch renormalization of (N, C) or (N, C, L); see `BatchRenorm3d`."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -160,7 +182,7 @@ class BatchRenorm1d(_BatchRenorm):
             raise ValueError(f"expected 2D or 3D input (got {input.dim()}D input)")
 
 
-class BatchRenorm2d(_BatchRenorm):
+class BatchRenorm2d(BatchRenorm):
     """Batch renormalization of (N, C, H, W); see `BatchRenorm3d`."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -168,8 +190,48 @@ class BatchRenorm2d(_BatchRenorm):
             raise ValueError(f"expected 4D input (got {input.dim()}D input)")
 
 
-class BatchRenorm3d(_BatchRenorm):
-    """Batch renormalization of (N, C, X, Y, Z)."""
+class BatchRenorm3d(BatchRenorm):
+    """Batch renormalization of (N, C, X, Y, Z).
+
+    In training, with the batch's mean μ_B and standard deviation σ_B = sqrt(variance + eps) per channel,
+    and the moving averages μ and σ = sqrt(running_var + eps) of the batches before it:
+
+        r = clip(σ_B / σ, 1/r_max, r_max)        d = clip((μ_B - μ) / σ, -d_max, d_max)
+        y = γ · ((x - μ_B)/σ_B · r + d) + β      (r and d constants to the gradient)
+        μ ← μ + momentum · (μ_B - μ)             running_var likewise
+
+    In evaluation it is batch normalization, y = γ · (x - μ)/σ + β, and it may be folded into the
+    convolution before it. Within the limits, training computes that same function.
+
+    The limits are (1, 0), which is batch normalization, until the first step of `schedule`; then they
+    rise linearly, d_max until the second step and r_max until the third; (0, 0, 0) means the final
+    limits at once. `num_batches_tracked` counts the steps; a training loop may set it to the optimizer's
+    steps (`normalization.set_renorm_step`). The first batch initialises the statistics.
+
+    Parameters and buffers are those of `nn.BatchNorm3d`, so state dicts interchange; `running_var` is the
+    average of the biased batch variance (Ioffe averages σ). They stay in float32 or wider.
+
+    A pass that activation checkpointing repeats reuses the first pass's r and d and changes no statistics.
+
+    Source: Ioffe 2017, arXiv:1702.03275.
+
+    Attributes:
+        observer: called with a `RenormObservation` at each training pass; None costs nothing.
+
+    Args:
+        num_features: channels C.
+        eps: added to variances.
+        momentum: weight of the newest batch in the moving averages, in [0, 1].
+        affine: whether γ (`weight`) and β (`bias`) are learned.
+        r_max: final limit of r, at least 1.
+        d_max: final limit of d, at least 0.
+        schedule: steps at which the limits leave (1, 0), d_max is reached, r_max is reached.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers; float32 where it is narrower.
+
+    Raises:
+        ValueError: limits or schedule out of range.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() != 5:

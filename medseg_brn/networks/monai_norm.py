@@ -11,7 +11,7 @@ _FACTORIES = "monai.networks.layers.factories"
 
 
 def register_in_monai() -> None:
-    """Lets `monai.networks.nets.UNet(..., norm="batchrenorm")` and the like work, now or once MONAI is imported."""
+    """Lets MONAI networks take `norm="batchrenorm"`: now, or as soon as MONAI is imported."""
     factories = sys.modules.get(_FACTORIES)
     if factories is not None:
         _register(factories)

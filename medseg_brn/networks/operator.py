@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-Limit = float | Tensor  # a number, or a 0-dim tensor where reading a number would wait for the device
+Limit = Any  # a number, or a 0-dim tensor where reading a number would wait for the device
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +126,14 @@ def _compute_output(
 
 
 def _compute_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, r: Tensor, d: Tensor, eps: float
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    r: Tensor,
+    d: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = r if weight is None else weight * r
     invstd = torch.rsqrt(var + eps)
@@ -157,14 +163,16 @@ class _Transform(torch.autograd.Function):
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients_of_inputs(ctx, _compute_gradients(grad, *ctx.saved_tensors, ctx.eps))
 
 
-_batch_statistics = torch.library.custom_op("medseg_brn::batch_statistics", mutates_args=())(_compute_statistics)
-_batch_renorm = torch.library.custom_op("medseg_brn::batch_renorm", mutates_args=())(_compute_output)
-_batch_renorm_backward = torch.library.custom_op("medseg_brn::batch_renorm_backward", mutates_args=())(
-    _compute_gradients
+_batch_statistics = torch.library.custom_op(
+    "medseg_brn::batch_statistics", _compute_statistics, mutates_args=()
+)
+_batch_renorm = torch.library.custom_op("medseg_brn::batch_renorm", _compute_output, mutates_args=())
+_batch_renorm_backward = torch.library.custom_op(
+    "medseg_brn::batch_renorm_backward", _compute_gradients, mutates_args=()
 )
 
 
@@ -181,7 +189,8 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 @_batch_renorm_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=_memory_format(x)), torch.empty_like(mean), torch.empty_like(mean)
+    grad_x = torch.empty_like(x, memory_format=_memory_format(x))
+    return grad_x, torch.empty_like(mean), torch.empty_like(mean)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,6 +13,7 @@ last where the region has a graph, and stands for the whole of it, before the fi
 import weakref
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def may_be_repeated() -> bool:
 
     A region runs under hooks on saved tensors, or without gradient where it is `use_reentrant=True`.
     """
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    under_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return under_hooks or not torch.is_grad_enabled()
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
@@ -57,7 +59,7 @@ class FirstPasses:
 
     def remember(self, output: Tensor, mean: Tensor, var: Tensor, r: Tensor, d: Tensor) -> None:
         """Keeps what the pass that made `output` corrected with, for as long as its graph lives."""
-        node = output.grad_fn
+        node: Any = output.grad_fn
         if node is not None:
             first_pass = _Pass(mean, var, r, d, node._sequence_nr())
             node.metadata[self] = first_pass
@@ -72,9 +74,8 @@ class FirstPasses:
         passes = self._passes_by_preference()
         if len(passes) < 2:
             return (passes[0].r, passes[0].d) if passes else None
-        means, variances, r, d = (
-            torch.stack([getattr(first_pass, name) for first_pass in passes]) for name in ("mean", "var", "r", "d")
-        )
+        names = ("mean", "var", "r", "d")
+        means, variances, r, d = (torch.stack([getattr(one, name) for one in passes]) for name in names)
         # On the device throughout, as reading the index would wait for it. argmin takes the first of equals.
         nearest = ((means - mean).abs() + (variances - var).abs()).sum(1).argmin().view(1)
         return r.index_select(0, nearest)[0], d.index_select(0, nearest)[0]
