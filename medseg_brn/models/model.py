@@ -45,7 +45,8 @@ class Model:
     ) -> "Model":
         """Make a model of a trained network, which stays as it is: a copy is folded."""
         folded = fold(network, (1, description.in_channels, *description.patch_size))
-        folded.requires_grad_(False).to(device, memory_format=torch.channels_last_3d)
+        folded.requires_grad_(False)
+        folded.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stub
         return cls(folded, description, device, dtype)
 
     @overload
