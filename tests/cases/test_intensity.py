@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -61,6 +61,7 @@ def test_rounding_noise_on_a_constant_is_not_blown_up(scheme: IntensityScheme) -
     offset=st.floats(-10, 10),
     dtype=st.sampled_from(["float32", "float64"]),
 )
+@settings(deadline=None)
 def test_zscore_forgets_the_scanner_scale(seed: int, scale: float, offset: float, dtype: str) -> None:
     values = np.random.default_rng(seed).standard_normal((4, 5, 6)).astype(dtype)
     expected = normalize_intensity(values, ZSCORE)

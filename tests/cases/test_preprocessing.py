@@ -86,10 +86,10 @@ def write_dataset(folder: Path, images: list[np.ndarray], label_maps: list[np.nd
 class TestPrepareImages:
     @pytest.mark.parametrize("orientation", ALL_ORIENTATIONS)
     def test_every_orientation_of_a_scan_gives_the_same_bits(self, orientation: np.ndarray) -> None:
-        canonical = make_volume(make_scan(0, (9, 8, 7)), make_oblique_affine((1, 1.5, 2), (5, -8, 12)))
+        canonical = make_volume(make_scan(0, (9, 8, 7)), make_oblique_affine((1, 1.5, 5), (5, -8, 12)))
         affine = canonical.affine @ inv_ornt_aff(orientation, canonical.shape)
         turned = make_volume(apply_orientation(canonical.array, orientation), affine)
-        preprocessing = Preprocessing(spacing_mm=(1.2, 1.5, 1), crop="nonzero", intensity=(ZSCORE,))
+        preprocessing = Preprocessing(spacing_mm=(1.2, 1.5, 3), crop="nonzero", intensity=(ZSCORE,))
         expected = prepare_images([canonical], preprocessing)
         prepared = prepare_images([turned], preprocessing)
         np.testing.assert_array_equal(prepared.array, expected.array)
@@ -222,12 +222,13 @@ class TestRealScans:
     def test_abdomen_ct_cropped_to_the_body(self, data_folder: Path, target_mm: tuple[float, ...]) -> None:
         scan = read_volume(data_folder / "abdomen_ct" / "example_ct_sm.nii.gz")
         labels = read_volume(data_folder / "abdomen_ct" / "example_seg.nii.gz")
-        labels = Volume(labels.array.astype(np.uint8), labels.grid)
+        values, classes = np.unique(labels.array, return_inverse=True)
+        labels = Volume(classes.reshape(labels.shape).astype(np.uint8), labels.grid)
         preprocessing = Preprocessing(spacing_mm=target_mm, crop="body", intensity=(CT,))
         prepared = prepare_images([scan], preprocessing)
         assert prepared.array[0].size < scan.array.size * np.prod(scan.spacing_mm) / np.prod(target_mm)
         network = prepare_label_map(labels, prepared.record)
-        restored = restore_scores((network == value for value in range(118)), prepared.record)
+        restored = restore_scores((network == value for value in range(len(values))), prepared.record)
         large = [value for value, count in enumerate(np.bincount(labels.array.ravel())) if count > 2000]
         scores = [dice(restored == value, labels.array == value) for value in large]
         assert len(large) > 5
@@ -257,6 +258,7 @@ class TestDescription:
             max_size=4,
         ),
     )
+    @settings(deadline=None)
     def test_survives_a_json_file(self, spacing_mm, crop, intensity) -> None:
         original = Preprocessing(spacing_mm=spacing_mm, crop=crop, intensity=tuple(intensity))
         assert Preprocessing.from_dict(json.loads(json.dumps(original.as_dict()))) == original

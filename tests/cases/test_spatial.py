@@ -20,7 +20,7 @@ from medseg_brn.cases.spatial import (
     restore_scores,
 )
 from medseg_brn.errors import ModelError
-from medseg_brn.volumes.geometry import canonicalize
+from medseg_brn.volumes.geometry import canonicalize, resample_array
 from medseg_brn.volumes.volume import Grid, Volume
 
 ORIENTATIONS = [
@@ -89,7 +89,7 @@ class TestCrop:
         scan[4:12, 5:14, 2:9] = 40
         scan[6:8, 7:9, 4:6] = -900  # lung inside the body
         scan[0, :, :] = 200  # the table, a smaller piece
-        scan[15, 15, 9] = -500  # not above the threshold
+        scan[12, 8, 4] = -500  # touches the body and is not above the threshold
         assert find_crop([scan], "body") == ((4, 5, 2), (12, 14, 9))
 
     def test_bounds_are_in_canonical_axes(self) -> None:
@@ -172,8 +172,8 @@ class TestImages:
         step = np.zeros((8, 8, 12), np.float32)
         step[:, :, 6:] = 1
         coarse = resample_image(step, (8, 8, 3), (1, 1, 1))
-        assert coarse.min() >= 0
-        assert coarse.max() <= 1
+        np.testing.assert_array_equal(coarse, resample_array(step, (8, 8, 3), "linear", antialias=True))
+        assert not np.array_equal(coarse, resample_array(step, (8, 8, 3), "cubic", antialias=True))
 
 
 class TestLabelMaps:
@@ -183,7 +183,7 @@ class TestLabelMaps:
         new=st.tuples(*[st.integers(1, 8)] * 3),
         num_classes=st.integers(1, 4),
     )
-    @settings(max_examples=30)
+    @settings(max_examples=30, deadline=None)
     def test_equals_argmax_of_naively_resampled_masks(self, seed, old, new, num_classes) -> None:
         label_map = np.random.default_rng(seed).integers(0, num_classes, old).astype(np.uint8)
         resampled = resample_label_map(label_map, new)
@@ -271,8 +271,8 @@ class TestWayBack:
         np.testing.assert_array_equal(restore_scores(scores, record), 1)
 
     def test_more_than_256_classes_are_uint16(self) -> None:
-        record = plan_space([make_volume(np.ones((300, 1, 1)))], "none", (1, 1, 1))
-        scores = np.eye(300, dtype=np.float32).reshape(300, 300, 1, 1)
+        record = plan_space([make_volume(np.ones((1, 1, 300)))], "none", (1, 1, 1))
+        scores = np.eye(300, dtype=np.float32).reshape(300, 1, 1, 300)
         restored = restore_scores(scores, record)
         assert restored.dtype == np.uint16
         np.testing.assert_array_equal(restored.ravel(), np.arange(300))
