@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from medseg_brn.networks.batch_renorm import BatchRenorm
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_PROBE_SIZE = 128  # voxels per axis: divisible by the strides of any common network
+_PROBE_SIZES = (16, 32, 64, 128)  # voxels per axis, tried in turn until the network's strides divide one
 
 
 def fold(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> nn.Module:
@@ -23,14 +24,14 @@ def fold(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> nn.Mo
 
     With σ = sqrt(running_var + eps), the convolution's weights become W·γ/σ and its bias β + (b - μ)·γ/σ.
     A renorm or BatchNorm layer is folded where it takes the output of a convolution, directly and as the
-    only one that does; this is found out by running the network on a tensor without data. Other layers
+    only one that does; this is found out by running the network on a small blank input. Other layers
     (a norm before its convolution, or an instance norm) stay as they are. Weight-standardized
     convolutions become plain ones.
 
     Args:
         module: a network; not changed.
-        input_shape: (1, C, ...) of an input that it accepts; None takes 128 voxels per axis and the
-            channels of the network's `in_channels` or first convolution.
+        input_shape: (1, C, ...) of an input that it accepts; None tries 16 to 128 voxels per axis with
+            the channels of the network's `in_channels` or first convolution.
 
     Returns:
         The copy, in evaluation mode; same output within rounding.
@@ -39,7 +40,7 @@ def fold(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> nn.Mo
         ModelError: no convolution, or the network cannot be run to find what follows what.
     """
     folded = _copy(module).eval()
-    norm_after = _find_foldable(folded, input_shape)
+    norm_after = _find_pairs(folded, input_shape)
     for name, convolution in list(folded.named_modules()):
         norm = folded.get_submodule(norm_after[name]) if name in norm_after else None
         if norm is None and not hasattr(convolution, "standardized_weight"):
@@ -77,74 +78,88 @@ def _can_fold(layer: nn.Module) -> bool:
     return isinstance(layer, (BatchRenorm, _BatchNorm)) and layer.running_var is not None
 
 
-class _Uses(TorchFunctionMode):
-    """Counts how often each tensor is an argument of a function that makes tensors."""
+class _Recorder(TorchFunctionMode):
+    """Records, while a network runs, which layer made each tensor and what took it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts: Counter[int] = Counter()
-        self.kept: list[Any] = []  # while it exists, nothing else gets its id
+        self.uses: Counter[int] = Counter()  # by tensor: functions it is an argument of
+        self.calls: Counter[str] = Counter()  # by layer
+        self.made_by: dict[int, str] = {}  # tensor to convolution
+        self.taken_by: list[tuple[int, str]] = []  # tensor and norm
+        self._kept: list[Any] = []  # while a tensor exists, no other gets its id
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
-            self.count((args, kwargs))
-            self.kept.append(result)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not a shape or the like
+            self.count_uses((args, kwargs))
+            self._kept.append(result)
         return result
 
-    def count(self, tree: Any) -> None:
+    def count_uses(self, tree: Any) -> None:
         """Counts one use of every tensor in nested arguments or results."""
-        self.counts.update(id(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+        self.uses.update(id(leaf) for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+    def after_convolution(self, name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        """A forward hook for the convolution of this name."""
+        self.calls[name] += 1
+        self.made_by[id(output)] = name
+
+    def before_norm(self, name: str, layer: nn.Module, inputs: Any) -> None:
+        """A forward pre-hook for the norm of this name."""
+        self.calls[name] += 1
+        self.taken_by.append((id(inputs[0]), name))
+
+    def pairs(self) -> dict[str, str]:
+        """From a convolution's name to that of the norm that alone takes its output.
+
+        Layers that ran more than once are left out: what followed once need not follow always.
+        """
+        return {
+            self.made_by[tensor]: norm
+            for tensor, norm in self.taken_by
+            if tensor in self.made_by
+            and self.uses[tensor] == self.calls[norm] == self.calls[self.made_by[tensor]] == 1
+        }
 
 
-def _find_foldable(module: nn.Module, input_shape: tuple[int, ...] | None) -> dict[str, str]:
-    """Runs the network on a tensor without data to find what follows what.
-
-    Returns:
-        From a convolution's name to that of the norm that alone takes its output. Layers that run more
-        than once are left out: what follows them once may not follow them always.
-    """
-    probe = _copy(module).to("meta")
-    shape = input_shape or _guess_input_shape(module)
-    calls: Counter[str] = Counter()
-    made_by: dict[int, str] = {}
-    taken: list[tuple[int, str]] = []
-
-    def note_made(name: str, output: Tensor) -> None:
-        calls[name] += 1
-        made_by[id(output)] = name
-
-    def note_taken(name: str, x: Tensor) -> None:
-        calls[name] += 1
-        taken.append((id(x), name))
-
-    for name, layer in probe.named_modules():
-        if _is_convolution(layer):
-            layer.register_forward_hook(lambda _, inputs, output, name=name: note_made(name, output))
-        elif _can_fold(layer):
-            layer.register_forward_pre_hook(lambda _, inputs, name=name: note_taken(name, inputs[0]))
-    try:
-        with torch.no_grad(), _Uses() as uses:
-            uses.count(probe(torch.empty(shape, device="meta")))
-    except Exception as error:  # whatever a network of any origin may raise
-        raise ModelError(
-            f"{type(module).__name__} cannot be folded: it does not run on an empty input of shape {shape} "
-            f"({error}); pass fold an input_shape that it accepts"
-        ) from error
-    return {
-        made_by[tensor]: norm
-        for tensor, norm in taken
-        if tensor in made_by and uses.counts[tensor] == calls[norm] == calls[made_by[tensor]] == 1
-    }
-
-
-def _guess_input_shape(module: nn.Module) -> tuple[int, ...]:
-    """(1, C, 128, ...) with the network's own `in_channels`, or its first convolution's."""
-    convolution: Any = next((layer for layer in module.modules() if _is_convolution(layer)), None)
+def _find_pairs(network: nn.Module, input_shape: tuple[int, ...] | None) -> dict[str, str]:
+    """From convolution to norm by name, found by running the network on a small blank input."""
+    convolution: Any = next((layer for layer in network.modules() if _is_convolution(layer)), None)
     if convolution is None:
-        raise ModelError(f"{type(module).__name__} cannot be folded: it has no convolution to fold into")
-    channels = getattr(module, "in_channels", convolution.in_channels)
-    return (1, channels, *[_PROBE_SIZE] * len(convolution.kernel_size))
+        raise ModelError(f"{type(network).__name__} cannot be folded: it has no convolution to fold into")
+    channels, dimensions = (
+        getattr(network, "in_channels", convolution.in_channels),
+        len(convolution.kernel_size),
+    )
+    shapes = [input_shape] if input_shape else [(1, channels, *[size] * dimensions) for size in _PROBE_SIZES]
+    for shape in shapes:
+        try:
+            return _record(network, convolution.weight.new_zeros(shape)).pairs()
+        except Exception as error:  # whatever a network of any origin may raise
+            failure = error
+    raise ModelError(
+        f"{type(network).__name__} cannot be folded: it does not run on a blank input of shape {shapes[-1]} "
+        f"({failure}); pass fold an input_shape that it accepts"
+    ) from failure
+
+
+@torch.no_grad()
+def _record(network: nn.Module, blank: Tensor) -> _Recorder:
+    recorder = _Recorder()
+    hooks = []
+    for name, layer in network.named_modules():
+        if _is_convolution(layer):
+            hooks.append(layer.register_forward_hook(partial(recorder.after_convolution, name)))
+        elif _can_fold(layer):
+            hooks.append(layer.register_forward_pre_hook(partial(recorder.before_norm, name)))
+    try:
+        with recorder:
+            recorder.count_uses(network(blank))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return recorder
 
 
 @torch.no_grad()

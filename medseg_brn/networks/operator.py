@@ -164,7 +164,8 @@ class _Transform(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients_of_inputs(ctx, _compute_gradients(grad, *ctx.saved_tensors, ctx.eps))
+        x, weight, mean, var, r, d = ctx.saved_tensors
+        return _gradients_of_inputs(ctx, _compute_gradients(grad, x, weight, mean, var, r, d, ctx.eps))
 
 
 _batch_statistics = torch.library.custom_op(
