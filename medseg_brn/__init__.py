@@ -11,6 +11,8 @@ imported too, its Norm factory knows the layer: `monai.networks.nets.UNet(..., n
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from medseg_brn.networks.monai_norm import register_in_monai
+
 _ORIGINS = {
     "BatchRenorm1d": "networks.batch_renorm",
     "BatchRenorm2d": "networks.batch_renorm",
@@ -40,3 +42,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+register_in_monai()
