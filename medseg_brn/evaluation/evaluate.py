@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from joblib import Parallel, delayed
+from scipy.ndimage import find_objects
 
 from medseg_brn.cases.labels import find_values, map_to_classes
 from medseg_brn.errors import DataError, MedsegError
@@ -144,8 +145,9 @@ def _compute_metrics(
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     predicted_ml, referenced_ml = confusion.sum(axis=0) * voxel_ml, confusion.sum(axis=1) * voxel_ml
     metrics = {}
-    for label, name in enumerate(names, start=1):
-        distances = compute_surface_distances(predicted == label, referenced == label, spacing_mm)
+    boxes = _find_boxes(predicted, referenced, len(names))
+    for label, (name, box) in enumerate(zip(names, boxes, strict=True), start=1):
+        distances = compute_surface_distances(predicted[box] == label, referenced[box] == label, spacing_mm)
         metrics[name] = ClassMetrics(
             dice=float(dice[label - 1]),
             surface_dice=compute_surface_dice(distances, tolerance_mm),
@@ -155,6 +157,21 @@ def _compute_metrics(
             reference_ml=float(referenced_ml[label]),
         )
     return metrics
+
+
+def _find_boxes(predicted: np.ndarray, referenced: np.ndarray, classes: int) -> list[tuple[slice, ...]]:
+    """For each class 1, 2, … the smallest box around it in both maps; an empty box for an absent one.
+
+    One pass over each map finds all boxes; a class's masks then need not be made for the whole volume.
+    """
+    boxes = []
+    for found in zip(
+        *(find_objects(each, max_label=classes) for each in (predicted, referenced)), strict=True
+    ):
+        present = [box for box in found if box is not None]
+        axes = zip(*present, strict=True) if present else [(slice(0, 0),)] * predicted.ndim
+        boxes.append(tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in axes))
+    return boxes
 
 
 def _with_all_found(cases: list[CaseEvaluation]) -> list[CaseEvaluation]:

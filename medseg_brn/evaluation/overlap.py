@@ -45,8 +45,12 @@ def count_confusion(prediction: np.ndarray, reference: np.ndarray, num_classes: 
                 f"{name} holds labels {labels.min()} to {labels.max()}; they must lie in [0, {num_classes})"
             )
     counts = np.zeros(num_classes**2, dtype=np.int64)
-    # Slab by slab: the wide integers that the pair codes need never exist for the whole volume.
-    for predicted, referenced in zip(prediction, reference, strict=True):
-        pairs = referenced.astype(np.intp) * num_classes + predicted
-        counts += np.bincount(pairs.ravel().astype(np.intp, copy=False), minlength=num_classes**2)
+    # Slab by slab along the slowest axis in memory: the wide integers of the pairs never exist for the
+    # whole volume, and each slab is read in one go.
+    axis = int(np.argmax(np.abs(reference.strides)))
+    for predicted, referenced in zip(
+        np.moveaxis(prediction, axis, 0), np.moveaxis(reference, axis, 0), strict=True
+    ):
+        pairs = referenced.astype(np.intp) * num_classes + predicted.astype(np.intp, copy=False)
+        counts += np.bincount(pairs.ravel(order="K"), minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)

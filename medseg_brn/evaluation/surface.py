@@ -101,8 +101,8 @@ def compute_surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> fl
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     """The smallest box around a mask; for an empty one, an empty box."""
-    boxes = find_objects(mask.view(np.uint8))
-    return boxes[0] if boxes else (slice(0, 0),) * mask.ndim
+    boxes = find_objects(mask.view(np.uint8), max_label=1)
+    return boxes[0] if boxes[0] is not None else (slice(0, 0),) * mask.ndim
 
 
 def _surface_points_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Curves over a run and the spread over cases, labelled where they are instead of in a legend."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,13 +10,15 @@ from matplotlib.ticker import LogLocator, NullLocator
 from medseg_brn.reports.drawing import INK, SERIES, drawing, make_svg
 from medseg_brn.reports.page import Figure
 
+Numbers = Sequence[float] | np.ndarray
+
 MOST_POINTS = 150
 """A curve of more steps is drawn as medians with a band, which shows what a line through all would hide."""
 
 
 def draw_curve(
-    steps: Sequence[float],
-    values: Sequence[float],
+    steps: Numbers,
+    values: Numbers,
     *,
     label: str,
     caption: str,
@@ -45,7 +48,7 @@ def draw_curve(
             low, median, high = np.array([np.percentile(group, (10, 50, 90)) for group in value_bins]).T
             axes.fill_between(middles, low, high, color=colour, alpha=0.22, linewidth=0)
             axes.plot(middles, median, color=colour)
-            _label_end(axes, middles[-1], median[-1], f"{median[-1]:.3g}", colour)
+            _write(axes, f"{median[-1]:.3g}", (middles[-1], median[-1]), colour, fontweight="bold")
             if log_scale and low.min() > 0:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter("{x:g}")
@@ -56,21 +59,17 @@ def draw_curve(
 
 
 def draw_points(
-    steps: Sequence[float], values: Sequence[float], *, label: str, caption: str, colour: str = SERIES[1]
+    steps: Numbers, values: Numbers, *, label: str, caption: str, colour: str = SERIES[1]
 ) -> Figure:
     """Few measurements in [0, 1], such as validations, each marked; the best and the last in numbers."""
     with drawing() as (figure, axes):
         _style_steps(axes, label)
         axes.plot(steps, values, color=colour, marker="o", markersize=4.5)
         best, last = int(np.nanargmax(values)), len(values) - 1
-        _label_end(axes, steps[last], values[last], f"{values[last]:.3f}", colour)
+        _write(axes, f"{values[last]:.3f}", (steps[last], values[last]), colour, fontweight="bold")
         if best != last:
-            axes.annotate(
-                f"{values[best]:.3f}",
-                (steps[best], values[best]),
-                (0, 9),
-                **(_BESIDE | {"ha": "center"}),
-                color=colour,
+            _write(
+                axes, f"{values[best]:.3f}", (steps[best], values[best]), colour, offset=(0, 9), ha="center"
             )
         axes.set_ylim(top=min(1.0, max(values) + 0.25 * (max(values) - min(values)) + 0.02))
         described = (
@@ -100,9 +99,7 @@ def draw_spread(groups: Mapping[str, Sequence[float]], *, label: str, caption: s
             axes.plot(
                 values, row + scatter, ".", color=SERIES[0], alpha=0.75, markersize=6, markeredgewidth=0
             )
-            axes.annotate(
-                f"{median:.3f}", (1, row), (6, 0), **_BESIDE, xycoords=axes.get_yaxis_transform(), color=INK
-            )
+            _write(axes, f"{median:.3f}", (1, row), INK, xycoords=axes.get_yaxis_transform())
         axes.set_yticks(range(len(groups)), [_shorten(name) for name in groups])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
         axes.set_ylim(len(groups) - 0.5, -0.5)
@@ -114,9 +111,6 @@ def draw_spread(groups: Mapping[str, Sequence[float]], *, label: str, caption: s
         return Figure(make_svg(figure, f"{label} per case. {medians}"), caption)
 
 
-_BESIDE = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
-
-
 def _style_steps(axes: Axes, label: str) -> None:
     """Steps along x, the measurement's name as the title: it reads faster than a turned axis label."""
     axes.set_title(label)
@@ -124,9 +118,25 @@ def _style_steps(axes: Axes, label: str) -> None:
     axes.grid(axis="x", visible=False)
 
 
-def _label_end(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
-    """A value beside its point."""
-    axes.annotate(text, (x, y), (6, 0), **_BESIDE, color=colour, fontweight="bold")
+def _write(
+    axes: Axes,
+    text: str,
+    point: tuple[float, float],
+    colour: str,
+    offset: tuple[int, int] = (6, 0),
+    **style: Any,
+) -> None:
+    """A value beside its point, off by `offset` typographic points."""
+    axes.annotate(
+        text,
+        point,
+        offset,
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        annotation_clip=False,
+        **style,
+    )
 
 
 def _fit_unit_range(axes: Axes, values: np.ndarray) -> None:

@@ -81,10 +81,15 @@ def mean_dice(case: dict[str, Any]) -> float | None:
 
 def pick_best_median_worst(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The cases that show the range, by what they are: fewer than three cases fill fewer roles."""
-    ranked = sorted(
-        (case for case in evaluation["cases"] if mean_dice(case) is not None),
-        key=lambda case: -mean_dice(case),
-    )
+    scored = [(mean_dice(case), case) for case in evaluation["cases"]]
+    ranked = [
+        case
+        for _, case in sorted(
+            ((dice, case) for dice, case in scored if dice is not None),
+            key=lambda pair: pair[0],
+            reverse=True,
+        )
+    ]
     if not ranked:
         return {}
     places = {"Best": 0, "Median": len(ranked) // 2, "Worst": len(ranked) - 1}

@@ -3,6 +3,7 @@
 Slices are shown as radiologists look at them: the patient's right at the left, front and head up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,6 +45,17 @@ class _Plane:
 _PLANES = (_Plane("axial", 2, "R", "A"), _Plane("coronal", 1, "R", "S"), _Plane("sagittal", 0, "A", "S"))
 
 
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """What one panel shows: three pictures (rows, columns) and their width and height in mm."""
+
+    plane: _Plane
+    pixels: np.ndarray
+    reference: np.ndarray
+    prediction: np.ndarray
+    extent_mm: tuple[float, float]
+
+
 def draw_overlay(image: Volume, reference: Volume, prediction: Volume, description: str) -> Markup:
     """`<img>` of an axial, a coronal and a sagittal slice, each where the reference is largest.
 
@@ -64,31 +76,32 @@ def draw_overlay(image: Volume, reference: Volume, prediction: Volume, descripti
             raise DataError(
                 f"Image and {name} do not lie on one grid: {difference}; draw them on the same scan."
             )
-    volumes = [canonicalize(volume) for volume in (image, reference, prediction)]
-    spacing_mm = np.array(volumes[0].spacing_mm)
-    array, reference_map, prediction_map = (volume.array for volume in volumes)
-    box = _find_region((reference_map > 0) | (prediction_map > 0), spacing_mm)
-    array, reference_map, prediction_map = (each[box] for each in (array, reference_map, prediction_map))
-    centre = _largest_slices(reference_map if reference_map.any() else prediction_map)
-    slices = [
-        [
-            _turn(np.take(each, centre[plane.axis], plane.axis))
-            for each in (array, reference_map, prediction_map)
-        ]
-        for plane in _PLANES
-    ]
-    window = _find_window([pixels for pixels, *_ in slices])
-    extents_mm = [
-        _extent_mm(pixels.shape, plane, spacing_mm)
-        for plane, (pixels, *_) in zip(_PLANES, slices, strict=True)
-    ]
-    drawing, panels = _make_panels(extents_mm)
-    for axes, plane, extent_mm, shown in zip(panels, _PLANES, extents_mm, slices, strict=True):
-        _draw_slice(axes, plane, extent_mm, shown, window)
+    slices = _cut_slices(*(canonicalize(volume) for volume in (image, reference, prediction)))
+    window = _find_window(slices)
+    drawing, panels = _make_panels([each.extent_mm for each in slices])
+    for axes, each in zip(panels, slices, strict=True):
+        _draw_slice(axes, each, window)
     return make_image(drawing, description)
 
 
-def _find_region(foreground: np.ndarray, spacing_mm: np.ndarray) -> tuple[slice, ...]:
+def _cut_slices(image: Volume, reference: Volume, prediction: Volume) -> list[_Slice]:
+    """One slice per plane through the segmented region, from volumes in RAS+."""
+    arrays = [volume.array for volume in (image, reference, prediction)]
+    box = _find_region((arrays[1] > 0) | (arrays[2] > 0), image.spacing_mm)
+    arrays = [array[box] for array in arrays]
+    centre = _largest_slices(arrays[1] if arrays[1].any() else arrays[2])
+    slices = []
+    for plane in _PLANES:
+        pixels, referenced, predicted = (
+            _turn(np.take(array, centre[plane.axis], plane.axis)) for array in arrays
+        )
+        across, up = (image.spacing_mm[axis] for axis in range(3) if axis != plane.axis)
+        rows, columns = pixels.shape
+        slices.append(_Slice(plane, pixels, referenced, predicted, (columns * across, rows * up)))
+    return slices
+
+
+def _find_region(foreground: np.ndarray, spacing_mm: Sequence[float]) -> tuple[slice, ...]:
     """The foreground's bounding box and its surroundings; everything where there is no foreground."""
     box = []
     for axis, size in enumerate(foreground.shape):
@@ -122,17 +135,22 @@ def _turn(pixels: np.ndarray) -> np.ndarray:
     return pixels[::-1, ::-1].T
 
 
-def _extent_mm(shape: tuple[int, ...], plane: _Plane, spacing_mm: np.ndarray) -> tuple[float, float]:
-    """Width and height of a picture in mm."""
-    across, up = (spacing_mm[axis] for axis in range(3) if axis != plane.axis)
-    return shape[1] * across, shape[0] * up
+def _find_window(slices: list[_Slice]) -> tuple[float, float]:
+    """Intensities shown as black and white: those of the segmented region, and as much again on either side.
 
-
-def _find_window(pictures: list[np.ndarray]) -> tuple[float, float]:
-    """Intensities shown as black and white: the 1st and 99.5th percentile of what is shown."""
-    values = np.concatenate([picture.ravel() for picture in pictures]).astype(np.float64)
-    values = values[np.isfinite(values)]
-    low, high = np.percentile(values, (1, 99.5)) if values.size else (0.0, 1.0)
+    What is segmented then shows its contrast to its surroundings, on a CT scan too, where air and bone
+    would push all soft tissue into one grey. Extremes of the picture bound the window.
+    """
+    values = np.concatenate([each.pixels.ravel() for each in slices]).astype(np.float64)
+    inside = np.concatenate([((each.reference > 0) | (each.prediction > 0)).ravel() for each in slices])
+    known = np.isfinite(values)
+    if not known.any():
+        return 0.0, 1.0
+    low, high = np.percentile(values[known], (1, 99.5))
+    if (known & inside).any():
+        lowest, highest = np.percentile(values[known & inside], (1, 99))
+        span = highest - lowest
+        low, high = max(low, lowest - span), min(high, highest + span)
     return float(low), float(max(high, low + 1e-6))
 
 
@@ -150,26 +168,21 @@ def _make_panels(extents_mm: list[tuple[float, float]], width: float = 9.0) -> t
     return drawing, panels
 
 
-def _draw_slice(
-    axes: Axes,
-    plane: _Plane,
-    extent_mm: tuple[float, float],
-    shown: list[np.ndarray],
-    window: tuple[float, float],
-) -> None:
+def _draw_slice(axes: Axes, shown: _Slice, window: tuple[float, float]) -> None:
     """One slice in grey and the outlines of every class on it."""
-    pixels, reference, prediction = shown
-    across, up = extent_mm
+    across, up = shown.extent_mm
+    low, high = window
     bounds = (0.0, across, up, 0.0)
-    axes.imshow(pixels, cmap="gray", vmin=window[0], vmax=window[1], extent=bounds, interpolation="nearest")
-    _draw_outlines(axes, reference, extent_mm, REFERENCE_COLOUR, "solid")
-    _draw_outlines(axes, prediction, extent_mm, PREDICTION_COLOUR, DASHES)
+    axes.imshow(shown.pixels, cmap="gray", vmin=low, vmax=high, extent=bounds, interpolation="nearest")
+    _draw_outlines(axes, shown.reference, shown.extent_mm, REFERENCE_COLOUR, "solid")
+    _draw_outlines(axes, shown.prediction, shown.extent_mm, PREDICTION_COLOUR, DASHES)
     axes.set_axis_off()
     axes.set_xlim(0, across)
     axes.set_ylim(up, 0)
+    plane = shown.plane
     for letter, position in ((plane.left, (0.02, 0.5)), (plane.top, (0.5, 0.98)), (plane.name, (0.02, 0.02))):
         text = axes.text(*position, letter, transform=axes.transAxes, color="white", fontsize=8, alpha=0.9)
-        text.set_verticalalignment({0.5: "center", 0.98: "top", 0.02: "bottom"}[position[1]])
+        text.set(verticalalignment={0.5: "center", 0.98: "top", 0.02: "bottom"}[position[1]])
         text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
 
 

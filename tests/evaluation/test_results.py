@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -98,6 +98,7 @@ def test_interval_is_the_same_each_time_and_needs_two_cases():
     assert bootstrap_dice_interval(np.array([[0.5], [NAN]])) is None
 
 
+@settings(max_examples=50, deadline=None)
 @given(arrays(np.float64, (4, 2), elements=st.one_of(st.just(NAN), st.floats(0, 1))))
 def test_interval_lies_within_what_was_observed(dice):
     interval = bootstrap_dice_interval(dice, resamples=200)

@@ -30,16 +30,19 @@ def mask_of(shape: tuple[int, int, int], *voxels: tuple[int, int, int]) -> np.nd
 
 def brute_force(mask: np.ndarray, other: np.ndarray, spacing_mm: tuple[float, ...]) -> list[float]:
     """Distance from each surface voxel of `mask` to the nearest one of `other`: every pair is measured."""
-    return sorted(
-        min(math.dist(np.multiply(a, spacing_mm), np.multiply(b, spacing_mm)) for b in naive_surface(other))
-        for a in naive_surface(mask)
+    points, others = (
+        [[i * step for i, step in zip(index, spacing_mm, strict=True)] for index in naive_surface(each)]
+        for each in (mask, other)
     )
+    return sorted(min(math.dist(a, b) for b in others) for a in points)
 
 
 def naive_surface(mask: np.ndarray) -> list[tuple[int, ...]]:
     inside = {index for index, value in np.ndenumerate(mask) if value}
     steps = [tuple(sign * (axis == moved) for axis in range(3)) for moved, sign in product(range(3), (1, -1))]
-    return [index for index in inside if any(tuple(np.add(index, step)) not in inside for step in steps)]
+    return [
+        (x, y, z) for x, y, z in inside if any((x + dx, y + dy, z + dz) not in inside for dx, dy, dz in steps)
+    ]
 
 
 def test_two_voxels_2_mm_apart():
@@ -109,7 +112,7 @@ def test_other_shapes_are_refused():
         compute_surface_distances(np.ones((2, 2, 2), bool), np.ones((2, 2, 3), bool), (1, 1, 1))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(masks, masks, spacings)
 def test_distances_equal_those_of_every_pair(prediction, reference, spacing_mm):
     if not (prediction.any() and reference.any()):
@@ -125,6 +128,7 @@ def test_distances_equal_those_of_every_pair(prediction, reference, spacing_mm):
     assert compute_hausdorff_distance_mm(distances) == pytest.approx(expected)
 
 
+@settings(max_examples=50, deadline=None)
 @given(masks, masks, spacings, st.floats(0, 5))
 def test_metrics_are_symmetric(one, other, spacing_mm, tolerance_mm):
     there = compute_surface_distances(one, other, spacing_mm)
@@ -136,6 +140,7 @@ def test_metrics_are_symmetric(one, other, spacing_mm, tolerance_mm):
     assert math.isnan(surface_dice) or 0 <= surface_dice <= 1
 
 
+@settings(max_examples=50, deadline=None)
 @given(masks, spacings)
 def test_identical_masks_are_at_distance_0(mask, spacing_mm):
     distances = compute_surface_distances(mask, mask, spacing_mm)
@@ -144,7 +149,7 @@ def test_identical_masks_are_at_distance_0(mask, spacing_mm):
         assert compute_surface_dice(distances, tolerance_mm=0) == 1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_metrics_equal_monai(seed):
     torch = pytest.importorskip("torch")
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance

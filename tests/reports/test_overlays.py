@@ -86,3 +86,14 @@ def test_other_grids_are_refused():
     image, label_map = scan()
     with pytest.raises(DataError, match=r"prediction.*\(20, 30, 24\) against \(20, 30, 23\)"):
         draw_overlay(volume(image), volume(label_map), volume(label_map[..., 1:]), "x")
+
+
+def test_window_fits_what_is_segmented_not_air_and_bone():
+    """An organ of 90 to 110 HU among air and bone is grey, neither black nor white."""
+    image, label_map = scan()
+    image[:] = np.where(np.indices(SHAPE).sum(0) % 2, -1000, 1500)
+    image[label_map == 1] = np.linspace(90, 110, int(label_map.sum()))
+    picture = pixels_of(draw_overlay(*(volume(each) for each in (image, label_map, 0 * label_map)), "x"))
+    axial = panels_of(picture, (20, 20, 30))[0]
+    organ = axial[axial.shape[0] // 2, axial.shape[1] // 2]
+    assert 0.25 < organ < 0.75
