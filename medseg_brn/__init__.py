@@ -9,7 +9,7 @@ imported too, its Norm factory knows the layer: `monai.networks.nets.UNet(..., n
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medseg_brn.networks.monai_norm import register_in_monai
 
