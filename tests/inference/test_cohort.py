@@ -1,0 +1,179 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg_brn.errors import DataError
+from medseg_brn.inference.cohort import InputCase, find_inputs, infer_cohort, plan_outputs
+from medseg_brn.volumes.reading import read_channels, read_volume
+from medseg_brn.volumes.volume import Grid, Volume
+from medseg_brn.volumes.writing import write_volume
+
+GRID = Grid((3, 4, 2), np.diag([1.0, 2.0, 3.0, 1.0]))
+
+
+def _touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def _found(paths, in_channels=1) -> dict[str, list[str]]:
+    """Output name → names of the images."""
+    cases = find_inputs(paths, in_channels).cases
+    return {case.output_name: [path.name for path in case.image_paths] for case in cases}
+
+
+def test_a_folder_gives_a_case_per_image_under_its_own_name(tmp_path):
+    _touch(tmp_path, "b.nii.gz", "a.nii", "c.nrrd", "d.mha", "e.mhd", "notes.txt", "._a.nii")
+    assert _found([tmp_path]) == {
+        "a.nii": ["a.nii"],
+        "b.nii.gz": ["b.nii.gz"],
+        "c.nrrd": ["c.nrrd"],
+        "d.mha": ["d.mha"],
+        "e.mha": ["e.mhd"],
+    }
+    passed_over = find_inputs([tmp_path], 1).passed_over
+    assert sorted(path.name for path in passed_over) == ["._a.nii", "notes.txt"]
+
+
+def test_numbered_channels_are_one_case(tmp_path):
+    _touch(tmp_path, "p1_0000.nii.gz", "p1_0001.nii.gz", "p2_0001.nii.gz", "p2_0000.nii.gz", "p3.nii.gz")
+    assert _found([tmp_path], in_channels=2) == {
+        "p1.nii.gz": ["p1_0000.nii.gz", "p1_0001.nii.gz"],
+        "p2.nii.gz": ["p2_0000.nii.gz", "p2_0001.nii.gz"],
+        "p3.nii.gz": ["p3.nii.gz"],
+    }
+
+
+def test_nnunet_s_ending_of_a_single_channel_is_no_part_of_the_name(tmp_path):
+    _touch(tmp_path, "p1_0000.nii.gz", "p2_0000.nii.gz")
+    assert list(_found([tmp_path])) == ["p1.nii.gz", "p2.nii.gz"]
+
+
+def test_numbers_that_are_no_channels_are_names(tmp_path):
+    _touch(tmp_path, "case_0000.nii.gz", "case_0001.nii.gz", "case_0017.nii.gz")
+    assert list(_found([tmp_path])) == ["case_0000.nii.gz", "case_0001.nii.gz", "case_0017.nii.gz"]
+
+
+def test_an_incomplete_case_is_left_to_fail_by_itself(tmp_path):
+    _touch(tmp_path, "p1_0000.nii.gz", "p2_0000.nii.gz", "p2_0001.nii.gz")
+    assert _found([tmp_path], in_channels=2) == {
+        "p1_0000.nii.gz": ["p1_0000.nii.gz"],
+        "p2.nii.gz": ["p2_0000.nii.gz", "p2_0001.nii.gz"],
+    }
+
+
+def test_channels_of_other_folders_are_other_cases(tmp_path):
+    _touch(tmp_path / "one", "p1_0000.nii.gz", "p1_0001.nii.gz")
+    _touch(tmp_path / "two", "p2_0000.nii.gz", "p2_0001.nii.gz")
+    assert list(_found([tmp_path / "one", tmp_path / "two"], 2)) == ["p1.nii.gz", "p2.nii.gz"]
+
+
+def test_a_dicom_folder_is_a_case_named_like_the_folder(data_folder):
+    folder = data_folder / "abdomen_ct" / "dicom"
+    assert [(case.output_name, case.image_paths) for case in find_inputs([folder], 1).cases] == [
+        ("dicom.nii.gz", (folder,))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "message"),
+    [
+        ([], "nowhere", "nowhere does not exist"),
+        (["a.png"], "a.png", r"a\.png is none of \.nii\.gz"),
+        (["a.png"], ".", "holds no image"),
+        (["a.nii", "a.nrrd"], ".", r"2 inputs .* case 'a': .*a\.nii, .*a\.nrrd"),
+        (["Scan.nii", "scan.nii.gz"], ".", "2 inputs"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused(tmp_path, names, given, message):
+    _touch(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
+        find_inputs([tmp_path / given], 1)
+
+
+def test_a_scan_given_twice_is_told(tmp_path):
+    _touch(tmp_path, "a.nii")
+    with pytest.raises(DataError, match="case 'a'"):
+        find_inputs([tmp_path, tmp_path / "a.nii"], 1)
+
+
+def _cases(folder: Path, *names: str) -> list[InputCase]:
+    return [InputCase(name, (folder / f"{name}.nii.gz",), f"{name}.nii.gz") for name in names]
+
+
+def test_one_case_may_go_to_a_file_and_several_to_a_folder(tmp_path):
+    one, two = _cases(tmp_path, "a"), _cases(tmp_path, "a", "b")
+    assert plan_outputs(one, tmp_path / "out.nrrd") == [tmp_path / "out.nrrd"]
+    assert plan_outputs(one, tmp_path / "out") == [tmp_path / "out" / "a.nii.gz"]
+    assert plan_outputs(two, tmp_path / "out") == [
+        tmp_path / "out" / "a.nii.gz",
+        tmp_path / "out" / "b.nii.gz",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "output", "message"),
+    [
+        (["a", "b"], "out.nii.gz", "one file, but there are 2 cases"),
+        (["a"], "out.mhd", r"must end in one of \.nii\.gz, \.nii, \.nrrd, \.mha"),
+        (["a"], "notes.txt", r"notes\.txt is a file"),
+        (["a", "b"], ".", r"b\.nii\.gz would replace an input|a\.nii\.gz would replace an input"),
+        (["a"], "a.nii.gz", r"a\.nii\.gz would replace an input"),
+    ],
+)
+def test_outputs_that_would_do_harm_are_refused(tmp_path, names, output, message):
+    _touch(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match=message):
+        plan_outputs(_cases(tmp_path, *names), tmp_path / output)
+
+
+def _half(case: InputCase) -> tuple[Volume, np.ndarray | None]:
+    if case.name == "bad":
+        raise DataError("bad.nii.gz is truncated")
+    if case.name == "worse":
+        raise MemoryError("needs 3 TiB")
+    label_map = Volume(np.arange(24, dtype=np.uint8).reshape(3, 4, 2), GRID)
+    return label_map, np.stack([label_map.array / 24, 1 - label_map.array / 24]).astype(np.float32)
+
+
+def test_bad_cases_are_told_and_the_others_are_done(tmp_path):
+    seen = []
+    cases = _cases(tmp_path, "a", "bad", "worse", "z")
+    outcomes = infer_cohort(_half, cases, tmp_path / "out", seen.append)
+    assert outcomes == seen
+    assert [outcome.error for outcome in outcomes] == [
+        None,
+        "bad.nii.gz is truncated",
+        "MemoryError: needs 3 TiB",
+        None,
+    ]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == sorted(f"{name}{end}.nii.gz" for name in "az" for end in ("", "_probabilities"))
+
+
+def test_label_map_and_probabilities_are_written_on_the_grid(tmp_path):
+    (outcome,) = infer_cohort(_half, _cases(tmp_path, "a"), tmp_path / "out.mha")
+    label_map, probabilities = outcome.paths
+    assert [path.name for path in outcome.paths] == ["out.mha", "out_probabilities.nii.gz"]
+    np.testing.assert_array_equal(read_volume(label_map).array, np.arange(24).reshape(3, 4, 2))
+    channels = read_channels(probabilities)
+    np.testing.assert_allclose(channels[0].array * 24, np.arange(24).reshape(3, 4, 2), rtol=1e-6)
+    np.testing.assert_allclose(channels[1].array, 1 - channels[0].array, atol=1e-6)
+    np.testing.assert_array_equal(channels[0].affine, GRID.affine)
+
+
+def test_a_failed_case_leaves_an_earlier_result_as_it_was(tmp_path):
+    write_volume(Volume(np.ones((3, 4, 2), np.uint8), GRID), tmp_path / "out" / "bad.nii.gz")
+    before = (tmp_path / "out" / "bad.nii.gz").read_bytes()
+    infer_cohort(_half, _cases(tmp_path, "bad"), tmp_path / "out")
+    assert (tmp_path / "out" / "bad.nii.gz").read_bytes() == before
+
+
+def test_nothing_is_predicted_where_outputs_cannot_be(tmp_path):
+    asked = []
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "out.nii"))):
+        infer_cohort(asked.append, _cases(tmp_path, "a", "b"), tmp_path / "out.nii")
+    assert asked == []
