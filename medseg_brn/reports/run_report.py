@@ -165,6 +165,9 @@ def _describe_cost(run: RunRecord) -> list[Block]:
         Tile("Per step", f"{median * 1000:.0f} ms", f"median; {patches / median:.1f} patches per second"),
         Tile("Waiting for patches", f"{share:.1%}", "share of the training time"),
     ]
+    memory_mb = run.model.get("training", {}).get("peak_memory_mb")
+    if memory_mb is not None:
+        tiles.append(Tile("Peak memory", f"{memory_mb / 1000:.2f} GB", "of the training process"))
     weights = run.folder / "model" / "model.safetensors"
     if weights.is_file():
         tiles.append(Tile("Model", f"{weights.stat().st_size / 1e6:.1f} MB", "weights on disk"))
@@ -189,15 +192,13 @@ def _describe_experiment(run: RunRecord) -> list[Block]:
         "Optimizer": f"{training.optimizer}, learning rate {training.learning_rate:g} ({training.decay})",
         "Seed": str(experiment.seed),
     }
-    told = {
-        _say(name).capitalize(): str(value)
-        for name, value in run.model.get("training", {}).items()
-        if isinstance(value, str | int | float)
+    summary = run.model.get("training", {})
+    software = {
+        name: str(summary[name]) for name in ("medseg_brn", "torch", "python", "threads") if name in summary
     }
-    blocks: list[Block] = [Facts("What was trained", facts)]
-    if told:
-        blocks.append(Facts("What the model says of its training", told))
-    return [*blocks, Listing("Every option (config.yaml)", run.config_text)]
+    if software:
+        facts["Made with"] = ", ".join(f"{name} {value}" for name, value in software.items())
+    return [Facts("What was trained", facts), Listing("Every option (config.yaml)", run.config_text)]
 
 
 def _steps_done(run: RunRecord) -> int:

@@ -58,6 +58,9 @@ def make_run(tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").write_text(dump_experiment(Experiment(name="my run")))
     (tmp_path / "validation.json").write_text(json.dumps(Evaluation(tuple(cases), 1.0).as_dict()))
     (tmp_path / "split.json").write_text(json.dumps({"training": ["t"] * 7, "validation": ["v"] * 5}))
+    (tmp_path / "model").mkdir()
+    training = {"peak_memory_mb": 1250, "torch": "2.6", "threads": 2}
+    (tmp_path / "model" / "model.json").write_text(json.dumps({"training": training}))
     write_steps(tmp_path, "1,1.5,0.01,3,0.5,0.1,", "2,1.2,0.01,2,0.3,0.1,0.42")
     return tmp_path
 
@@ -92,6 +95,8 @@ def test_report_tells_cost_and_experiment(report):
     assert "0.8 s" in text
     assert "400 ms" in text
     assert "10.0%" in text
+    assert "1.25 GB" in text
+    assert "torch 2.6, threads 2" in text
     assert "7 trained on, 5 held out" in text
 
 
@@ -132,6 +137,9 @@ def test_class_that_no_case_has(run_folder):
 
 
 def test_unfinished_row_ends_the_metrics(tmp_path):
+    (tmp_path / "model").mkdir()
+    training = {"peak_memory_mb": 1250, "torch": "2.6", "threads": 2}
+    (tmp_path / "model" / "model.json").write_text(json.dumps({"training": training}))
     write_steps(tmp_path, "1,1.5,0.01,3,0.5,0.1,", "2,1.2,0.0")
     metrics = read_metrics(tmp_path / "metrics.csv")
     np.testing.assert_array_equal(metrics["step"], [1])
