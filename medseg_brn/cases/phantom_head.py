@@ -1,4 +1,7 @@
-"""A head as T1-weighted MRI shows it: scalp, skull, folded cortex, white matter, ventricles and lesions."""
+"""A head as T1-weighted MRI with contrast agent shows it.
+
+Scalp, skull, eyes, folded cortex, white matter, deep nuclei, ventricles, and lesions with a bright rim.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ EXTENT_MM = (176.0, 220.0, 176.0)
 # Brightness of a tissue relative to fat. Grey matter, muscle, marrow and most lesions share a range, and the
 # fluid in the ventricles equals the fluid around the brain: places tell the classes apart, no threshold does.
 AIR, FLUID, BONE, MARROW, MUSCLE = 0.02, 0.20, 0.10, 0.50, 0.42
-GREY_MATTER, WHITE_MATTER, FAT = 0.50, 0.78, 0.95
+GREY_MATTER, WHITE_MATTER, FAT, RIM = 0.50, 0.78, 0.95, 1.0
 
 _CRANIUM_CENTRE, _CRANIUM_RADII = (0, -6, 14), (70, 88, 74)
 _SKULL_MM = 8.0
@@ -37,7 +40,7 @@ _SKULL_MM = 8.0
 
 @dataclass(frozen=True)
 class Lesion:
-    """A roundish dark spot in the white matter; positions in mm of the template."""
+    """A roundish dark spot with a bright rim, in the white matter; positions in mm of the template."""
 
     centre: tuple[float, float, float]
     radius_mm: float
@@ -63,38 +66,38 @@ class Head:
         canvas.paint(ventricle_depth(template, self.ventricle_scale), FLUID, VENTRICLES)
         for lesion in self.lesions:
             depth = np.minimum(self._lesion_depth(template, lesion), brain)
-            canvas.paint(depth, lesion.brightness, LESION)
+            canvas.paint(depth, RIM, LESION)
+            canvas.paint(depth - 4, lesion.brightness)
         return canvas
 
     def _lesion_depth(self, template: FloatArray, lesion: Lesion) -> FloatArray:
         ball = ellipsoid_depth(template, lesion.centre, (lesion.radius_mm,) * 3)
-        return cast(FloatArray, ball + np.float32(0.18 * lesion.radius_mm) * self.folds(template))
+        # Half the positions, twice the wavelength: the folds' noise makes dents wider than the cortex's.
+        return cast(FloatArray, ball + np.float32(0.12 * lesion.radius_mm) * self.folds(template / 2))
 
 
 def sample_head(rng: np.random.Generator) -> Head:
-    """Returns a random head with 0 to 4 lesions (one head in ten has none)."""
+    """Returns a random head with 0 to 4 lesions (one head in twenty has none)."""
     deformation = sample_deformation(
         rng, scale_sd=0.04, rotation_sd_degrees=4, amplitude_mm=2.2, wavelength_mm=130
     )
     folds, texture = sample_noise(rng, 23, 12), sample_noise(rng, 14, 8)
-    ventricle_scale = float(rng.uniform(0.8, 1.5))
-    count = int(rng.choice(5, p=(0.1, 0.2, 0.3, 0.25, 0.15)))
+    ventricle_scale = float(rng.uniform(0.9, 1.8))
+    count = int(rng.choice(5, p=(0.05, 0.25, 0.3, 0.25, 0.15)))
     lesions = tuple(_sample_lesion(rng, folds, ventricle_scale) for _ in range(count))
     return Head(deformation, folds, texture, ventricle_scale, lesions)
 
 
 def _sample_lesion(rng: np.random.Generator, folds: SmoothNoise, ventricle_scale: float) -> Lesion:
     """Returns a lesion centred in the white matter of the cerebrum, outside the ventricles."""
-    radius_mm = float(rng.uniform(8, 16))
+    radius_mm = float(rng.uniform(11, 18))
     candidates = rng.uniform((-48, -68, -5), (48, 62, 62), size=(500, 3)).T.astype(np.float32)
-    room = np.minimum(
-        white_matter_depth(candidates, folds) - 2,
-        -ventricle_depth(candidates, ventricle_scale) - 0.7 * radius_mm,
-    )
+    inside = np.minimum(white_matter_depth(candidates, folds) - 2, hemispheres_depth(candidates) - radius_mm)
+    room = np.minimum(inside, -ventricle_depth(candidates, ventricle_scale) - 0.7 * radius_mm)
     fitting = np.flatnonzero(room > 0)
     chosen = fitting[0] if len(fitting) else int(np.argmax(room))
     x, y, z = (float(value) for value in candidates[:, chosen])
-    return Lesion((x, y, z), radius_mm, float(rng.uniform(0.34, 0.52)))
+    return Lesion((x, y, z), radius_mm, float(rng.uniform(0.26, 0.46)))
 
 
 def ventricle_depth(template: FloatArray, scale: float) -> FloatArray:
@@ -120,21 +123,27 @@ def skull_depth(template: FloatArray) -> FloatArray:
     return cast(FloatArray, np.minimum(vault, z - floor))
 
 
-def cerebrum_depth(template: FloatArray, folds: SmoothNoise) -> FloatArray:
-    """Returns the depth in both hemispheres: the skull, less furrows along the zero set of a noise."""
-    x, y, z = template
-    furrow = np.exp(-((folds(template) / 0.15) ** 2))
-    # The cleft between the hemispheres ends above the corpus callosum; the tentorium lies under them.
-    cleft = np.exp(-((x / 2.0) ** 2)) * np.clip((z - 34) / 6, 0, 1)
+def hemispheres_depth(template: FloatArray) -> FloatArray:
+    """Returns the depth in both hemispheres and the fluid in their furrows, as brain masks have it."""
+    _, y, z = template
+    # The occipital lobes rest on the tentorium, which rises to the front.
     above_tentorium = z + 22 + 0.6 * np.clip(y + 22, 0, None)
-    inside = skull_depth(template) - np.float32(_SKULL_MM + 2)
-    return cast(FloatArray, np.minimum(inside - 14 * furrow - 26 * cleft, above_tentorium))
+    return cast(FloatArray, np.minimum(skull_depth(template) - np.float32(_SKULL_MM + 2), above_tentorium))
+
+
+def cortex_depth(template: FloatArray, folds: SmoothNoise) -> FloatArray:
+    """Returns the depth in the hemispheres, less their furrows (zero set of a noise) and cleft."""
+    x, _, z = template
+    furrow = np.exp(-((folds(template) / 0.15) ** 2))
+    # The cleft ends above the corpus callosum.
+    cleft = np.exp(-((x / 2.0) ** 2)) * np.clip((z - 34) / 6, 0, 1)
+    return cast(FloatArray, hemispheres_depth(template) - 14 * furrow - 26 * cleft)
 
 
 def white_matter_depth(template: FloatArray, folds: SmoothNoise) -> FloatArray:
-    """Returns the depth in white matter: the cerebrum less a cortex that follows its furrows inwards."""
+    """Returns the depth in white matter: what a cortex of even thickness leaves of the hemispheres."""
     along_furrows = np.exp(-((folds(template) / 0.45) ** 2))
-    return cast(FloatArray, cerebrum_depth(template, folds) - 5.5 - 12 * along_furrows)
+    return cast(FloatArray, cortex_depth(template, folds) - 5.5 - 12 * along_furrows)
 
 
 def _paint_skull_and_face(canvas: Canvas, template: FloatArray) -> None:
@@ -159,21 +168,23 @@ def _paint_skull_and_face(canvas: Canvas, template: FloatArray) -> None:
 def _paint_brain(
     canvas: Canvas, template: FloatArray, folds: SmoothNoise, texture: SmoothNoise
 ) -> FloatArray:
-    """Paints cerebrum, cerebellum, brain stem and deep nuclei; returns the depth in all of them."""
+    """Paints hemispheres, cerebellum, brain stem and deep nuclei; returns the depth in all of them."""
     shade = np.float32(0.02) * texture(template)
     right = mirror_left_right(template)
-    cerebrum = cerebrum_depth(template, folds)
     cerebellum = ellipsoid_depth(right, (20, -50, -38), (30, 27, 20))
-    stem = capsule_depth(template, (0, -8, -8), (0, -22, -110), 13, 9)
+    cord = capsule_depth(template, (0, -8, -8), (0, -22, -110), 13, 9)
     # The stem leaves the skull as the spinal cord, which is drawn but is no longer brain.
-    brain = np.maximum(cerebrum, np.maximum(cerebellum, np.minimum(stem, template[2] + 62)))
-    canvas.paint(stem + 4, FLUID)
-    canvas.paint(stem, WHITE_MATTER)
-    canvas.paint(brain, GREY_MATTER + shade, BRAIN)
+    stem = np.minimum(cord, template[2] + 62)
+    below = np.maximum(cerebellum, stem)
+    brain = np.maximum(hemispheres_depth(template), below)
+    canvas.paint(cord + 4, FLUID)
+    canvas.paint(cord, WHITE_MATTER)
+    canvas.paint(brain, FLUID, BRAIN)
+    canvas.paint(np.maximum(cortex_depth(template, folds), below), GREY_MATTER + shade)
     canvas.paint(white_matter_depth(template, folds), WHITE_MATTER + shade)
     leaves = np.float32(2.5) * np.cos(template[2] * np.float32(2 * np.pi / 9))
     canvas.paint(cerebellum - 6 + leaves, WHITE_MATTER + shade)
-    canvas.paint(np.minimum(stem, template[2] + 62), WHITE_MATTER + shade)
+    canvas.paint(stem, WHITE_MATTER + shade)
     canvas.paint(ellipsoid_depth(right, (11, -8, 8), (9, 15, 9)), GREY_MATTER + shade)
     canvas.paint(ellipsoid_depth(right, (25, 8, 6), (7, 17, 10)), GREY_MATTER + shade)
     return cast(FloatArray, brain)
