@@ -66,8 +66,10 @@ def run_demo(
     train_run(experiment, folder / "run", progress=progress, after_step=after_step)
 
     model = load_model(folder / "run")
-    inputs = find_inputs([unseen / "imagesTr"], len(model.description.modalities))
-    infer_cohort(model.predict, inputs, folder / "predictions")
+    inputs = find_inputs([unseen / "imagesTr"], model.description.in_channels)
+    infer_cohort(
+        lambda case: (model.predict(case.image_paths), None), inputs.cases, folder / "predictions"
+    )
     evaluation = evaluate_folders(folder / "predictions", unseen / "labelsTr").as_dict()
     write_text_atomic(folder / "metrics.json", json.dumps(evaluation, indent=2) + "\n")
     summary = evaluation["summary"]

@@ -24,6 +24,7 @@ ORDER = (
     "evaluation",
     "reports",
     "training",
+    "demo",
     "cli",
 )
 WITHOUT_TORCH = ("errors", "config", "experiment", "volumes", "cases", "reports")

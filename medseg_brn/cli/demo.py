@@ -11,6 +11,8 @@ def demo(
 ) -> None:
     """Make a phantom cohort, train on it, segment unseen cases, evaluate, and write a report.
 
+    `medseg-brn demo -o my_demo`
+
     Needs no data and no network. The same steps by hand are printed at the end, so that you can repeat
     them with your own scans.
     """
