@@ -98,11 +98,10 @@ def _run(model: "Model", found: "Inputs", output: Path, settings: dict[str, Any]
 
         def tell_case(outcome: "Outcome") -> None:
             outcomes.append(outcome)
-            display.update("scans", len(outcomes), len(found.cases))
-            if outcome.error is not None:
-                display.console.print(
-                    f"{outcome.case.name} failed", style="red", highlight=False, markup=False
-                )
+            if len(found.cases) > 1:  # of a single scan, the message at the end says all
+                display.update("scans", len(outcomes), len(found.cases))
+                if outcome.error is not None:
+                    display.console.print(f"{outcome.case.name} failed", style="red", markup=False)
 
         infer_cohort(predict, found.cases, output, tell_case)
     return outcomes

@@ -7,10 +7,13 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 Progress = Callable[[int, int], None]
+
+# For a single small sample, torch's fp32 convolutions on the CPU do not use oneDNN and take several times as
+# long, so small windows go two at a time: half the time for windows of 32 x 48 x 32 voxels.
+SMALL_WINDOW_VOXELS = 64**3
 
 
 def predict_probabilities(
@@ -39,7 +42,7 @@ def predict_probabilities(
             are averaged, so n axes take 2^n times as long.
         device: where the network computes.
         dtype: what convolutions compute in: float32 or bfloat16.
-        progress: called with (windows done, windows in all) after each window.
+        progress: called with (windows done, windows in all) after each pass of the network.
 
     Returns:
         (K, X, Y, Z) float32, non-negative and summing to 1 over the classes at every voxel; on `device`,
@@ -93,13 +96,15 @@ def _blend_windows(
     blend_device: torch.device,
 ) -> Tensor:
     """Return (K, X, Y, Z) probabilities, blended on `blend_device`."""
+    from monai.inferers.utils import sliding_window_inference  # takes as long to import as torch
+
     total = count_windows(image.shape[1:], patch_size, overlap)
     done = 0
 
-    def predict_window(window: Tensor) -> Tensor:  # (1, C, *patch_size) -> (1, K, *patch_size)
+    def predict_windows(windows: Tensor) -> Tensor:  # (N, C, *patch_size) -> (N, K, *patch_size)
         nonlocal done
-        probabilities = _predict_mirrored(network, window, mirror_axes)
-        done += 1
+        probabilities = _predict_mirrored(network, windows, mirror_axes)
+        done += len(windows)
         if progress is not None:
             progress(done, total)
         return probabilities
@@ -107,8 +112,8 @@ def _blend_windows(
     blended = sliding_window_inference(
         image[None],
         patch_size,
-        sw_batch_size=1,
-        predictor=predict_window,
+        sw_batch_size=2 if math.prod(patch_size) <= SMALL_WINDOW_VOXELS else 1,
+        predictor=predict_windows,
         overlap=overlap,
         mode="gaussian",
         sw_device=device,
@@ -117,12 +122,12 @@ def _blend_windows(
     return blended[0]
 
 
-def _predict_mirrored(network: nn.Module, window: Tensor, mirror_axes: Sequence[int]) -> Tensor:
-    """Return the mean probabilities over all mirrorings of the window, the plain one among them."""
+def _predict_mirrored(network: nn.Module, windows: Tensor, mirror_axes: Sequence[int]) -> Tensor:
+    """Return the mean probabilities over all mirrorings of the windows, the plain one among them."""
     mean = torch.zeros(())
     for count, axes in enumerate(_mirrorings(mirror_axes), 1):
         dimensions = [axis + 2 for axis in axes]
-        logits = network(window.flip(dimensions))  # (1, K, X, Y, Z)
+        logits = network(windows.flip(dimensions))  # (N, K, X, Y, Z)
         probabilities = logits.float().softmax(1).flip(dimensions)
         mean = probabilities if count == 1 else mean + (probabilities - mean) / count
     return mean

@@ -48,7 +48,7 @@ def test_cuda_without_a_gpu_is_refused():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ConfigError, match="'tpu'.*auto, cpu or cuda"):
+    with pytest.raises(ConfigError, match=r"'tpu'.*auto, cpu or cuda"):
         choose_device("tpu")
-    with pytest.raises(ConfigError, match="'fp8'.*auto, fp32 or bf16"):
+    with pytest.raises(ConfigError, match=r"'fp8'.*auto, fp32 or bf16"):
         choose_precision("fp8", CPU)

@@ -98,7 +98,7 @@ def test_no_model_at_all(tmp_path):
     with pytest.raises(ModelError, match=r"neither model\.json nor model/model\.json"):
         load_model(tmp_path)
     (tmp_path / "checkpoint").mkdir()
-    with pytest.raises(ModelError, match="No model in the run .* yet"):
+    with pytest.raises(ModelError, match=r"No model in the run .* yet"):
         load_model(tmp_path)
 
 
@@ -158,7 +158,7 @@ def test_a_description_that_is_no_text(folder):
 
 def test_a_newer_format_asks_for_an_upgrade(folder):
     _change_json(folder, format_version=2, something_new=True)
-    with pytest.raises(ModelError, match="format version 2, .* up to version 1; upgrade"):
+    with pytest.raises(ModelError, match=r"format version 2, .* up to version 1; upgrade"):
         load_model(folder)
 
 

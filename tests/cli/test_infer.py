@@ -1,0 +1,129 @@
+"""`medseg-brn infer`, run as a person runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medseg_brn.cases.preprocessing import Preprocessing
+from medseg_brn.cli.main import app
+from medseg_brn.config import NetworkConfig
+from medseg_brn.errors import MedsegError
+from medseg_brn.models.architecture import build_network
+from medseg_brn.models.description import ModelDescription
+from medseg_brn.models.package import load_model, save_model
+from medseg_brn.volumes.reading import read_channels, read_volume
+from medseg_brn.volumes.volume import Grid, Volume
+from medseg_brn.volumes.writing import write_volume
+
+LPS = np.array([[-1, 0, 0, 90], [0, -1, 0, 126], [0, 0, 1.5, -72], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    description = ModelDescription(
+        name="tiny",
+        network=NetworkConfig(channels=(4, 6), norm="none"),
+        class_names=("background", "tumour"),
+        label_values=(0, 7),
+        modalities=("mri",),
+        preprocessing=Preprocessing.model_validate(
+            {"spacing_mm": (1, 1, 2), "intensity": [{"scheme": "zscore"}]}
+        ),
+        patch_size=(8, 8, 8),
+    )
+    folder = tmp_path_factory.mktemp("run") / "model"
+    save_model(folder, build_network(description.network, 1, 2), description)
+    return folder
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    """A folder with two scans, one truncated file and a note."""
+    folder = tmp_path / "scans"
+    for seed, name in enumerate(("a.nii.gz", "b.nrrd")):
+        array = np.random.default_rng(seed).normal(100, 20, (9, 8, 7)).astype(np.float32)
+        write_volume(Volume(array, Grid((9, 8, 7), LPS)), folder / name)
+    (folder / "broken.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:100])
+    (folder / "notes.txt").write_text("from the other scanner")
+    return folder
+
+
+def _infer(*arguments):
+    return CliRunner().invoke(app, ["infer", *map(str, arguments)])
+
+
+def test_one_scan_into_a_file(tmp_path, model_folder, scans):
+    result = _infer(model_folder.parent, scans / "a.nii.gz", "-o", tmp_path / "out.nii.gz", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    found = read_volume(tmp_path / "out.nii.gz")
+    np.testing.assert_array_equal(found.affine, LPS)
+    expected = load_model(model_folder).predict(scans / "a.nii.gz").array
+    np.testing.assert_array_equal(found.array, expected)
+    assert set(np.unique(found.array)) == {0, 7}
+    assert str(tmp_path / "out.nii.gz") in result.stdout.replace("\n", "")
+
+
+def test_a_folder_with_a_bad_scan_segments_the_others_and_says_so(tmp_path, model_folder, scans):
+    result = _infer(model_folder, scans, "-o", tmp_path / "out", "--probabilities")
+    assert isinstance(result.exception, MedsegError)
+    assert "1 of 3 scans could not be segmented" in str(result.exception)
+    assert "broken.nii.gz" in str(result.exception)
+    assert "2 of 3 scans segmented" in result.stdout
+    assert "notes.txt" in result.stdout
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["a.nii.gz", "a_probabilities.nii.gz", "b.nrrd", "b_probabilities.nii.gz"]
+    probabilities = read_channels(tmp_path / "out" / "b_probabilities.nii.gz")
+    assert len(probabilities) == 2
+    np.testing.assert_array_equal(
+        read_volume(tmp_path / "out" / "b.nrrd").array, 7 * (probabilities[1].array > probabilities[0].array)
+    )
+
+
+def test_the_exit_code_is_1_with_one_message_and_no_traceback(tmp_path, model_folder, scans):
+    command = [sys.executable, "-m", "medseg_brn", "infer"]
+    arguments = [str(model_folder), str(scans / "broken.nii.gz"), "-o", str(tmp_path / "out.nii.gz")]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    (message,) = result.stderr.strip().splitlines()
+    assert message.startswith("medseg-brn: ") and "broken.nii.gz" in message
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_options_change_what_is_predicted(tmp_path, model_folder, scans):
+    _infer(model_folder, scans / "a.nii.gz", "-o", tmp_path / "plain", "--probabilities")
+    mirrored = _infer(
+        model_folder, scans / "a.nii.gz", "-o", tmp_path / "tta", "--probabilities", "--mirror", "0,2",
+        "--overlap", "0.25", "--threads", torch.get_num_threads(), "--precision", "fp32",
+    )  # fmt: skip
+    assert mirrored.exit_code == 0, mirrored.output
+    _, expected = load_model(model_folder, precision="fp32").predict(
+        scans / "a.nii.gz", probabilities=True, mirror_axes=(0, 2), overlap=0.25
+    )
+    plain, tta = (
+        np.stack([c.array for c in read_channels(tmp_path / name / "a_probabilities.nii.gz")])
+        for name in ("plain", "tta")
+    )
+    np.testing.assert_allclose(tta, expected, atol=1e-6)
+    assert not np.allclose(plain, tta, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [["--mirror", "3"], ["--mirror", "x"], ["--mirror", "0,0"], ["--overlap", "1"]]
+)
+def test_wrong_usage_is_exit_code_2(tmp_path, model_folder, scans, options):
+    result = _infer(model_folder, scans / "a.nii.gz", "-o", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_is_told(tmp_path, scans):
+    result = _infer(tmp_path / "nowhere", scans, "-o", tmp_path / "out")
+    assert isinstance(result.exception, MedsegError)
+    assert "nowhere" in str(result.exception)
