@@ -137,11 +137,13 @@ def _compute_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = r if weight is None else weight * r
     invstd = torch.rsqrt(var + eps)
+    memory_format = _memory_format(x)
+    grad = grad.contiguous(memory_format=memory_format)  # the kernel is fast and precise where formats agree
     grad_x, grad_scale, grad_bias = torch.ops.aten.native_batch_norm_backward(
         grad, x, scale, None, None, mean, invstd, True, eps, [True, True, True]
     )
     grad_weight = torch.addcmul(r * grad_scale, d, grad_bias)
-    return grad_x.contiguous(memory_format=_memory_format(x)), grad_weight, grad_bias
+    return grad_x.contiguous(memory_format=memory_format), grad_weight, grad_bias
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
