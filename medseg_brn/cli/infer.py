@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def infer(
-    model: Annotated[str, typer.Argument(help="Run folder, or the model folder inside it.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, or the model folder inside it.")],
     inputs: Annotated[
         list[Path],
         typer.Argument(
