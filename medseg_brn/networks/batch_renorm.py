@@ -116,7 +116,7 @@ class BatchRenorm(_NormBase):
                 f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)}"
             )
         mean, var = batch_statistics(input)
-        eager = not torch.compiler.is_compiling()  # the compiler repeats no state change of its own accord
+        eager = not torch.compiler.is_compiling()  # what follows asks about calls, not about code
         repeated = self._first_passes.recall(mean, var) if eager and inside_backward() else None
         r, d = repeated or self._take_in(mean, var)
         output = batch_renorm(input, self.weight, self.bias, mean, var, r, d, self.eps)
@@ -170,7 +170,7 @@ class BatchRenorm(_NormBase):
     def _momentum_at(self, step: int | Tensor) -> Any:
         """Weight of the newest batch in the two moving averages; the first batch is all there is."""
         if isinstance(step, Tensor):
-            return [torch.where(step == 0, 1.0, self.momentum).to(step.dtype)] * 2
+            return [torch.where(step == 0, torch.ones_like(step), self.momentum)] * 2
         return self.momentum if step else 1.0
 
 
@@ -212,6 +212,8 @@ class BatchRenorm3d(BatchRenorm):
     average of the biased batch variance (Ioffe averages σ). They stay in float32 or wider.
 
     A pass that activation checkpointing repeats reuses the first pass's r and d and changes no statistics.
+    This does not hold for `torch.compile`d code, which repeats with the statistics after the first pass:
+    compile or checkpoint a layer, not both.
 
     Source: Ioffe 2017, arXiv:1702.03275.
 

@@ -64,6 +64,21 @@ def test_every_number_of_a_run_recomputed_in_numpy() -> None:
     assert 0 < clipped < 36  # the run met both cases
 
 
+class OnDevice(BatchRenorm3d):
+    """Never reads a number back, as on a GPU."""
+
+    def _step(self) -> torch.Tensor:
+        return self.num_batches_tracked.to(self.running_mean.dtype)
+
+
+def test_without_reading_numbers_back_the_results_are_the_same() -> None:
+    options = {"momentum": 0.3, "r_max": 1.3, "d_max": 0.4, "schedule": (1, 3, 5), "dtype": torch.float64}
+    layer, twin = OnDevice(3, **options), BatchRenorm3d(3, **options)
+    for batch in make_batches(8):
+        torch.testing.assert_close(layer(batch), twin(batch), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict(), rtol=1e-12, atol=1e-12)
+
+
 def test_limits_by_hand() -> None:
     layer = BatchRenorm3d(1, r_max=3.0, d_max=5.0, schedule=(10, 20, 30))
     seen = {}
