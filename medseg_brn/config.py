@@ -12,6 +12,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
+Modality = Literal["mri", "ct"]
 Axis = Annotated[int, Field(ge=0, le=2)]
 
 
@@ -26,7 +27,7 @@ class DatasetConfig(Section):
     """Dataset folder or CSV manifest, from the current folder; `phantom_mri` and `phantom_ct` are made."""
     layout: Literal["auto", "decathlon", "nnunet", "csv"] = "auto"
     """How the dataset is laid out; `auto` looks at what is there."""
-    modalities: tuple[Literal["mri", "ct"], ...] | None = None
+    modalities: tuple[Modality, ...] | None = None
     """One per channel; null takes the dataset's own description."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Number of cross-validation folds, drawn from `seed`."""
@@ -36,7 +37,9 @@ class DatasetConfig(Section):
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
         if self.fold is not None and self.fold >= self.folds:
-            raise ValueError(f"fold {self.fold} does not exist: folds count from 0 to folds - 1 = {self.folds - 1}")
+            raise ValueError(
+                f"fold {self.fold} does not exist: folds count from 0 to folds - 1 = {self.folds - 1}"
+            )
         return self
 
 
@@ -96,7 +99,9 @@ class NetworkConfig(Section):
     """Convolutions (plain) or residual blocks (residual) of each encoder level, finest first, or of all."""
     decoder_blocks: PositiveInt | tuple[PositiveInt, ...] = 1
     """Convolutions of each decoder level, finest first, or of all."""
-    norm: Literal["batch_renorm", "batch", "sync_batch", "group", "instance", "layer", "none"] = "batch_renorm"
+    norm: Literal["batch_renorm", "batch", "sync_batch", "group", "instance", "layer", "none"] = (
+        "batch_renorm"
+    )
     """Normalization by name."""
     momentum: Fraction = 0.01
     """Moving-average weight of the newest batch (batch_renorm, batch, sync_batch)."""
@@ -117,10 +122,13 @@ class NetworkConfig(Section):
             given = getattr(self, name)
             if given is not None and len(given) != len(self.channels):
                 raise ValueError(
-                    f"{name} has {len(given)} entries but channels has {len(self.channels)}; give one per level"
+                    f"{name} has {len(given)} entries but channels has {len(self.channels)};"
+                    " give one per level"
                 )
         if self.kernels and any(size % 2 == 0 for kernel in self.kernels for size in kernel):
-            raise ValueError(f"kernels {self.kernels} has an even size; use odd sizes, which have a centre voxel")
+            raise ValueError(
+                f"kernels {self.kernels} has an even size; use odd sizes, which have a centre voxel"
+            )
         if list(self.renorm_schedule) != sorted(self.renorm_schedule):
             raise ValueError(f"renorm_schedule {self.renorm_schedule} must not decrease")
         return self

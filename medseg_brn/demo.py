@@ -67,9 +67,7 @@ def run_demo(
 
     model = load_model(folder / "run")
     inputs = find_inputs([unseen / "imagesTr"], model.description.in_channels)
-    infer_cohort(
-        lambda case: (model.predict(case.image_paths), None), inputs.cases, folder / "predictions"
-    )
+    infer_cohort(lambda case: (model.predict(case.image_paths), None), inputs.cases, folder / "predictions")
     evaluation = evaluate_folders(folder / "predictions", unseen / "labelsTr").as_dict()
     write_text_atomic(folder / "metrics.json", json.dumps(evaluation, indent=2) + "\n")
     summary = evaluation["summary"]

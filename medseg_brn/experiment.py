@@ -143,8 +143,11 @@ def _nearest_key(location: Sequence[str | int]) -> str:
 
 def _sections() -> dict[str, type[BaseModel]]:
     fields = Experiment.model_fields
-    return {name: kind for name, field in fields.items() if isinstance(kind := field.annotation, type)
-            and issubclass(kind, BaseModel)}
+    return {
+        name: kind
+        for name, field in fields.items()
+        if isinstance(kind := field.annotation, type) and issubclass(kind, BaseModel)
+    }
 
 
 def _keys_at(sections: Sequence[str | int]) -> list[str]:

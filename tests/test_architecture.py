@@ -53,7 +53,9 @@ def test_every_file_stands_in_a_room_of_the_design():
     assert {room for room, _ in _rooms_and_files()} <= set(ORDER)
 
 
-@pytest.mark.parametrize(("room", "path"), _rooms_and_files(), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("room", "path"), _rooms_and_files(), ids=lambda value: getattr(value, "name", value)
+)
 def test_imports_point_up(room, path):
     assert _wrong_arrows(room, path.read_text()) == []
 
@@ -75,8 +77,8 @@ def test_rooms_of_files_and_patients_know_no_torch(room, path):
 def test_the_command_line_starts_without_heavy_packages():
     code = (
         "import sys, medseg_brn, medseg_brn.cli.main\n"
-        "print([name for name in ('torch', 'monai', 'nibabel', 'SimpleITK', 'numpy', 'pydantic', 'matplotlib')"
-        " if name in sys.modules])"
+        "heavy = ('torch', 'monai', 'nibabel', 'SimpleITK', 'numpy', 'pydantic', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert found.stdout.strip() == "[]"

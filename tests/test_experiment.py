@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from medseg_brn.config import Experiment
 from medseg_brn.errors import ConfigError
-from medseg_brn.experiment import dump_experiment, experiment_schema, find_config, load_experiment, shipped_configs
+from medseg_brn.experiment import (
+    dump_experiment,
+    experiment_schema,
+    find_config,
+    load_experiment,
+    shipped_configs,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +32,9 @@ def write_config(tmp_path):
 
 
 def test_the_shipped_experiments_are_those_of_the_folder():
-    assert {path.name for path in shipped_configs()} == {path.name for path in (ROOT / "configs").glob("*.yaml")}
+    assert {path.name for path in shipped_configs()} == {
+        path.name for path in (ROOT / "configs").glob("*.yaml")
+    }
     assert {"demo", "hippocampus_mri", "abdomen_ct"} <= {path.stem for path in shipped_configs()}
 
 
@@ -50,7 +58,9 @@ def test_a_dataset_path_is_taken_from_the_current_folder(write_config, monkeypat
 
 def test_overrides_win_and_are_yaml(write_config):
     path = write_config("training: {steps: 10, batch_size: 1}")
-    experiment = load_experiment(path, ["training.steps=20", "patches.size=[16, 24, 32]", "dataset.fold=null"])
+    experiment = load_experiment(
+        path, ["training.steps=20", "patches.size=[16, 24, 32]", "dataset.fold=null"]
+    )
     assert experiment.training.steps == 20
     assert experiment.training.batch_size == 1
     assert experiment.patches.size == (16, 24, 32)
@@ -105,7 +115,11 @@ def test_the_schema_describes_every_option():
     assert undescribed == []
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=8), st.none() | st.integers() | st.text(max_size=5), max_size=3))
+@given(
+    st.dictionaries(
+        st.text(min_size=1, max_size=8), st.none() | st.integers() | st.text(max_size=5), max_size=3
+    )
+)
 def test_any_mapping_is_an_experiment_or_a_config_error(tmp_path_factory, options):
     path = tmp_path_factory.mktemp("any") / "any.yaml"
     path.write_text(yaml.safe_dump(options), encoding="utf-8")

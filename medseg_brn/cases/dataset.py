@@ -11,6 +11,7 @@ from medseg_brn.cases.case import Case, Listing, Problem
 from medseg_brn.cases.description import modality_of
 from medseg_brn.cases.labels import find_values, map_to_classes
 from medseg_brn.cases.layouts import Layout, list_dataset
+from medseg_brn.config import Modality
 from medseg_brn.errors import DataError
 from medseg_brn.volumes.reading import read_channels, read_volume
 from medseg_brn.volumes.volume import Volume
@@ -47,7 +48,7 @@ class Dataset:
     cases: tuple[Case, ...]
     class_names: tuple[str, ...]
     label_values: tuple[int, ...]
-    modalities: tuple[str, ...]
+    modalities: tuple[Modality, ...]
     licence: str | None = None
     problems: tuple[Problem, ...] = ()
 
@@ -162,16 +163,17 @@ def _find_labels(cases: Sequence[Case]) -> dict[str, int]:
     return {"background": 0} | {f"class_{value}": value for value in sorted(found - {0})}
 
 
-def _choose_modalities(listing: Listing, given: Sequence[str] | None) -> tuple[str, ...]:
+def _choose_modalities(listing: Listing, given: Sequence[str] | None) -> tuple[Modality, ...]:
     described = listing.channel_names or ("MRI",) * _count_channels(listing.cases)
     if given is None:
         return tuple(modality_of(name) for name in described)
-    if len(given) != len(described) or not set(given) <= {"mri", "ct"}:
+    chosen: tuple[Modality, ...] = tuple("ct" if name == "ct" else "mri" for name in given)
+    if len(given) != len(described) or tuple(given) != chosen:
         raise DataError(
             f"Modalities {tuple(given)} do not fit dataset {listing.name!r}, which has {len(described)} "
             f"channels ({', '.join(described)}); give one of 'mri' and 'ct' for each."
         )
-    return tuple(given)
+    return chosen
 
 
 def _count_channels(cases: Sequence[Case]) -> int:

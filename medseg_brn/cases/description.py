@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg_brn.cases.labels import parse_labels
+from medseg_brn.config import Modality
 from medseg_brn.errors import DataError
 
 
@@ -62,6 +63,6 @@ def _parse_channels(channels: object, place: Path) -> tuple[str, ...] | None:
     )
 
 
-def modality_of(channel_name: str) -> str:
+def modality_of(channel_name: str) -> Modality:
     """Returns "ct" for a channel called CT (as a word of its name, in any case), else "mri"."""
     return "ct" if "ct" in re.split(r"[^a-z]+", channel_name.lower()) else "mri"

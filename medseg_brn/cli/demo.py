@@ -7,7 +7,9 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")] = Path("demo"),
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")] = Path(
+        "demo"
+    ),
 ) -> None:
     """Make a phantom cohort, train on it, segment unseen cases, evaluate, and write a report.
 

@@ -56,12 +56,16 @@ class TrainingDisplay(StageDisplay):
         self._waiting = 0.95 * self._waiting + 0.05 * record.loader_share
         self._dice = record.dice if record.dice is not None else self._dice
         dice = "" if self._dice is None else f"  Dice {self._dice:.3f}"
-        self.update("training", record.step, total, f"loss {self._loss:.3f}{dice}  loader {self._waiting:.0%}")
+        self.update(
+            "training", record.step, total, f"loss {self._loss:.3f}{dice}  loader {self._waiting:.0%}"
+        )
 
     def summarize(self, summary: "RunSummary") -> None:
         """Say what was made and how good it is."""
         folder: Path = summary.run_folder
         console = Console(quiet=self.console.quiet, highlight=False, soft_wrap=True)
         if summary.dice_mean is not None:
-            console.print(f"Mean foreground Dice on {summary.validation_cases} held-out cases: {summary.dice_mean:.3f}")
+            console.print(
+                f"Mean foreground Dice on {summary.validation_cases} held-out cases: {summary.dice_mean:.3f}"
+            )
         console.print(f"Model:  {folder / 'model'}\nReport: {folder / 'report.html'}", markup=False)

@@ -31,6 +31,8 @@ def train(
 
     experiment = load_experiment(config, overrides or [])
     with TrainingDisplay() as display:
-        summary = train_run(experiment, output, resume=resume, progress=display.update, after_step=display.step)
+        summary = train_run(
+            experiment, output, resume=resume, progress=display.update, after_step=display.step
+        )
     if summary is not None:
         display.summarize(summary)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medseg_brn.cases.preprocessing import Preprocessing
-from medseg_brn.config import InferenceConfig, NetworkConfig, Size3
+from medseg_brn.config import InferenceConfig, Modality, NetworkConfig, Size3
 from medseg_brn.errors import ModelError
 
 FORMAT_NAME: Final = "medseg_brn model"
@@ -31,7 +31,7 @@ class ModelDescription(BaseModel):
     """Background first."""
     label_values: Annotated[tuple[int, ...], Field(min_length=1)]
     """The value of each class in label maps."""
-    modalities: Annotated[tuple[Literal["mri", "ct"], ...], Field(min_length=1)]
+    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]
     """One per input channel."""
     preprocessing: Preprocessing
     patch_size: Size3

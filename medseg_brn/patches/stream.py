@@ -79,7 +79,9 @@ class PatchStream(Dataset):
         )
         sample = {
             "image": torch.from_numpy(cut_region(image, centre, self._region_size)),
-            "label": torch.from_numpy(cut_region(label_map[None], centre, self._region_size).astype(np.float32)),
+            "label": torch.from_numpy(
+                cut_region(label_map[None], centre, self._region_size).astype(np.float32)
+            ),
         }
         if self._augment is not None:
             self._augment.set_random_state(seed=int(rng.integers(2**32)))
@@ -131,7 +133,7 @@ def _inside(wanted: int, length: int, size: int) -> int:
 def cut_region(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """Copy of (C, *size) voxels around `centre`; voxels outside the (C, X, Y, Z) array are zero.
 
-        size 4, centre 2:   0 1 [2] 3      the centre is voxel size // 2 of the region
+    size 4, centre 2:   0 1 [2] 3      the centre is voxel size // 2 of the region
     """
     lower = [c - s // 2 for c, s in zip(centre, size, strict=True)]
     source, target = [slice(None)], [slice(None)]

@@ -50,9 +50,7 @@ def find_checkpoint(folder: Path) -> Path | None:
     return max(complete, default=None)
 
 
-def load_checkpoint(
-    path: Path, network: nn.Module, averaged: nn.Module | None, optimizer: Optimizer
-) -> int:
+def load_checkpoint(path: Path, network: nn.Module, averaged: nn.Module | None, optimizer: Optimizer) -> int:
     """Put the checkpoint's state into the given objects; return the number of steps it was taken after.
 
     Raises:

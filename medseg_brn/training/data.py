@@ -64,7 +64,9 @@ def prepare_training_data(experiment: Experiment, run_folder: Path, progress: Pr
         run_folder / "cache",
         on_case=lambda _: progress("preparing cases", next(done), count),
     )
-    return TrainingData(dataset, preprocessing, prepared[: len(training)], held_out, prepared[len(training) :])
+    return TrainingData(
+        dataset, preprocessing, prepared[: len(training)], held_out, prepared[len(training) :]
+    )
 
 
 def open_dataset(experiment: Experiment, run_folder: Path, progress: Progress) -> Dataset:
@@ -91,8 +93,8 @@ def split_dataset(dataset: Dataset, experiment: Experiment) -> tuple[list[Case],
         return sorted(labelled, key=lambda case: case.name), []
     if len(labelled) < config.folds:
         raise ConfigError(
-            f"{len(labelled)} labelled cases cannot be split into dataset.folds = {config.folds}; lower it, or"
-            " set dataset.fold to null to train on all of them"
+            f"{len(labelled)} labelled cases cannot be split into dataset.folds = {config.folds}; lower it,"
+            " or set dataset.fold to null to train on all of them"
         )
     folds = split_folds(labelled, config.folds, experiment.seed)
     held_out = folds[config.fold]

@@ -64,16 +64,25 @@ def merge_statistics(network: nn.Module, processes: Processes) -> None:
     """
     if processes.world_size == 1:
         return
-    layers = [module for module in network.modules() if isinstance(getattr(module, "running_var", None), torch.Tensor)]
-    if not layers:
+    pairs = _find_statistics(network)
+    if not pairs:
         return
-    means = torch.cat([layer.running_mean for layer in layers])
-    squares = torch.cat([layer.running_var + layer.running_mean.square() for layer in layers])
+    means = torch.cat([mean for mean, _ in pairs])
+    squares = torch.cat([variance + mean.square() for mean, variance in pairs])
     moments = torch.stack([means, squares]).double()
     dist.all_reduce(moments)
     mean, square = moments / processes.world_size
     variance = (square - mean.square()).clamp_min(0)
-    sizes = [layer.running_mean.numel() for layer in layers]
-    for layer, layer_mean, layer_variance in zip(layers, mean.split(sizes), variance.split(sizes), strict=True):
-        layer.running_mean.copy_(layer_mean)
-        layer.running_var.copy_(layer_variance)
+    sizes = [running_mean.numel() for running_mean, _ in pairs]
+    merged = zip(mean.split(sizes), variance.split(sizes), strict=True)
+    for running, pooled in zip(pairs, merged, strict=True):
+        for buffer, value in zip(running, pooled, strict=True):
+            buffer.copy_(value)
+
+
+def _find_statistics(network: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Running mean and variance of every layer that has them, renorm and BatchNorm alike."""
+    found = ((getattr(m, "running_mean", None), getattr(m, "running_var", None)) for m in network.modules())
+    return [
+        (mean, var) for mean, var in found if isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)
+    ]

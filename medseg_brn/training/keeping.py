@@ -47,7 +47,11 @@ class Keeper:
             # Rows first: a checkpoint without its rows could not be told from a complete one.
             self._recorder.flush()
             save_checkpoint(
-                self._checkpoints, record.step, self._state.network, self._state.averaged, self._state.optimizer
+                self._checkpoints,
+                record.step,
+                self._state.network,
+                self._state.averaged,
+                self._state.optimizer,
             )
         if self._listener is not None:
             self._listener(record, training.steps)
@@ -57,5 +61,10 @@ class Keeper:
         if not cases:
             return None
         return validate_quickly(
-            self._state.best_network, cases, self._experiment, self._data.num_classes, self._device, self._dtype
+            self._state.best_network,
+            cases,
+            self._experiment,
+            self._data.num_classes,
+            self._device,
+            self._dtype,
         )

@@ -86,5 +86,7 @@ def read_metrics(path: Path) -> list[StepRecord]:
 
 
 def _as_row(record: StepRecord) -> list[str]:
-    return ["" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)
-            for value in asdict(record).values()]
+    return [
+        "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)
+        for value in asdict(record).values()
+    ]

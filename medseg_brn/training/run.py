@@ -9,6 +9,7 @@ Every stage can be repeated: a run that was killed at any moment is brought to i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,13 +98,13 @@ def _run_steps(
     dtype = choose_precision(experiment.training.precision, device)
     stream = PatchStream(data.training, experiment.patches, experiment.seed)
     batches = make_loader(stream, experiment, first_step, processes)
-    arguments = {"dtype": dtype, "processes": processes}
+    steps = partial(run_steps, state, batches, experiment, first_step, dtype=dtype, processes=processes)
     if not processes.is_first:
-        run_steps(state, batches, experiment, first_step, **arguments)
+        steps()
         return state
     with Recorder(run_folder, first_step) as recorder:
         keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, after_step)
-        run_steps(state, batches, experiment, first_step, after_step=keeper.after_step, **arguments)
+        steps(after_step=keeper.after_step)
     return state
 
 

@@ -26,11 +26,14 @@ class TrainingState:
         return self.network if self.averaged is None else self.averaged.module
 
 
-def make_state(experiment: Experiment, in_channels: int, num_classes: int, device: torch.device) -> TrainingState:
+def make_state(
+    experiment: Experiment, in_channels: int, num_classes: int, device: torch.device
+) -> TrainingState:
     """State before the first step; initial weights come from the experiment's seed."""
     torch.manual_seed(experiment.seed)
     network = build_network(experiment.network, in_channels, num_classes)
-    network.to(device, memory_format=torch.channels_last_3d)
+    network.to(device)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
     return TrainingState(
         network=network,
         averaged=_make_average(network, experiment.training.ema_decay),

@@ -32,7 +32,7 @@ def validate_quickly(
     device: torch.device,
     dtype: torch.dtype,
 ) -> float:
-    """Mean foreground Dice over whole volumes on the network's own grid, classes absent from a case left out."""
+    """Mean foreground Dice over whole volumes on the network's own grid; absent classes are left out."""
     was_training = network.training
     network.eval()
     dice = []

@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def run_timed(*arguments: object) -> tuple[float, float, float]:
-    """Run `medseg-brn`; return wall seconds, processor seconds, and peak memory in MB of its largest process."""
+    """Run `medseg-brn`; return wall and processor seconds, and the largest process's peak memory in MB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "medseg_brn", *map(str, arguments)], check=True)
@@ -47,7 +47,9 @@ def evaluate(run: Path, scans: list[Path], references: Path, name: str, *options
 
 def main() -> None:
     """Parse the arguments and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("-s", "--set", action="append", default=[], help="override, as for train")

@@ -1,6 +1,6 @@
 """How long `medseg-brn --help` takes: the whole process, several times.
 
-    python tests/benchmarks/benchmark_start.py
+python tests/benchmarks/benchmark_start.py
 """
 
 import statistics

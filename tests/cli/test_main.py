@@ -53,7 +53,9 @@ def test_a_mistake_in_an_override_leaves_no_run_folder(tmp_path):
 
 def test_config_lists_prints_and_describes():
     listed = run("config")
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == [path.stem for path in shipped_configs()]
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        path.stem for path in shipped_configs()
+    ]
     printed = run("config", "demo", "-s", "training.steps=7")
     assert "steps: 7" in printed.stdout
     assert run("config", "--schema").stdout.startswith("{")

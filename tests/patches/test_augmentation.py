@@ -54,7 +54,9 @@ def test_a_patch_that_is_not_moved_is_the_middle_of_its_region_exactly():
     config = NEVER.model_copy(update={"spatial_probability": 1e-12})
     image = make_region(config)
     kept, _ = augment(config, image, image)
-    middle = tuple(slice((r - s) // 2, (r - s) // 2 + s) for r, s in zip(region_size(config, SIZE), SIZE, strict=True))
+    middle = tuple(
+        slice((r - s) // 2, (r - s) // 2 + s) for r, s in zip(region_size(config, SIZE), SIZE, strict=True)
+    )
     assert torch.equal(kept[0], image[0][middle])
 
 
@@ -62,7 +64,11 @@ def test_flips_mirror_only_the_axes_named():
     config = NEVER.model_copy(update={"flip_axes": (1,)})
     image = make_region(config)
     seen = {
-        "same" if torch.equal(flipped, image) else "mirrored" if torch.equal(flipped, image.flip(2)) else "other"
+        "same"
+        if torch.equal(flipped, image)
+        else "mirrored"
+        if torch.equal(flipped, image.flip(2))
+        else "other"
         for flipped, _ in (augment(config, image, image, seed) for seed in range(20))
     }
     assert seen == {"same", "mirrored"}

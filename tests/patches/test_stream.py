@@ -121,7 +121,12 @@ def test_no_cases_is_an_error():
         PatchStream([], PLAIN, seed=0)
 
 
-@given(batch_size=st.integers(1, 4), world_size=st.integers(1, 3), first=st.integers(0, 5), count=st.integers(0, 5))
+@given(
+    batch_size=st.integers(1, 4),
+    world_size=st.integers(1, 3),
+    first=st.integers(0, 5),
+    count=st.integers(0, 5),
+)
 def test_processes_share_the_stream_without_gap_or_overlap(batch_size, world_size, first, count):
     seen = [
         index

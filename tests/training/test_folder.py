@@ -20,7 +20,7 @@ def test_a_new_folder_holds_the_resolved_config(tmp_path):
 
 def test_a_run_is_never_overwritten(tmp_path):
     open_run_folder(Experiment(), tmp_path / "run", resume=False)
-    with pytest.raises(ConfigError, match="already holds a run.*--resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
         open_run_folder(Experiment(), tmp_path / "run", resume=False)
 
 

@@ -38,7 +38,13 @@ def train(experiment: Experiment, batches: list[PatchBatch]):
     state = make_state(experiment, 1, 2, CPU)
     records = []
     run_steps(
-        state, iter(batches), experiment, 0, dtype=torch.float32, processes=Processes(), after_step=records.append
+        state,
+        iter(batches),
+        experiment,
+        0,
+        dtype=torch.float32,
+        processes=Processes(),
+        after_step=records.append,
     )
     return state, records
 
@@ -121,7 +127,9 @@ def test_an_unreadable_case_ends_the_stream_with_its_own_error(tmp_path):
 def test_the_loader_starts_where_a_resumed_run_needs_it(tmp_path):
     paths = [tmp_path / name for name in ("image.npy", "label.npy", "foreground.npy")]
     image = np.random.default_rng(0).normal(size=(1, 9, 9, 9)).astype(np.float32)
-    for path, array in zip(paths, (image, np.zeros((9, 9, 9), np.uint8), np.zeros((4, 0), np.int32)), strict=True):
+    for path, array in zip(
+        paths, (image, np.zeros((9, 9, 9), np.uint8), np.zeros((4, 0), np.int32)), strict=True
+    ):
         np.save(path, array)
     experiment = make_experiment(steps=5, accumulation=2)
     stream = PatchStream([PreparedCase("a", *paths, spacing_mm=(1, 1, 1))], experiment.patches, 0)

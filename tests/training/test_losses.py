@@ -32,7 +32,9 @@ def make_example(seed: int = 0, size: int = 8):
 
 def test_the_loss_is_pooled_foreground_dice_and_cross_entropy():
     logits, classes = make_example()
-    assert make_loss(False)(logits, classes).item() == pytest.approx(naive_loss(logits.numpy(), classes.numpy()), rel=1e-4)
+    assert make_loss(False)(logits, classes).item() == pytest.approx(
+        naive_loss(logits.numpy(), classes.numpy()), rel=1e-4
+    )
 
 
 def test_a_perfect_prediction_costs_nothing_and_a_wrong_one_more():

@@ -45,7 +45,9 @@ def assert_same_end(one: Path, other: Path, steps: int) -> None:
         assert first.keys() == second.keys()
         different = [key for key in first if not first[key].equal(second[key])]
         assert different == [], f"{name}: {len(different)} of {len(first)} tensors differ"
-    losses = [[(row.step, row.loss, row.dice) for row in read_metrics(run / "metrics.csv")] for run in (one, other)]
+    losses = [
+        [(row.step, row.loss, row.dice) for row in read_metrics(run / "metrics.csv")] for run in (one, other)
+    ]
     assert losses[0] == losses[1]
 
 

@@ -12,7 +12,9 @@ def make_config(**options) -> TrainingConfig:
 
 def test_the_learning_rate_rises_linearly_over_the_warm_up():
     config = make_config()
-    assert [compute_learning_rate(step, config) for step in (0, 4, 9)] == pytest.approx([1 / 11, 5 / 11, 10 / 11])
+    assert [compute_learning_rate(step, config) for step in (0, 4, 9)] == pytest.approx(
+        [1 / 11, 5 / 11, 10 / 11]
+    )
 
 
 @pytest.mark.parametrize(
