@@ -142,15 +142,14 @@ class BatchRenorm(_NormBase):
         r_max, d_max = compute_limits(int(self.num_batches_tracked), self.r_max, self.d_max, self.schedule)
         return float(r_max), float(d_max)
 
-    @torch.no_grad()
     def _take_in(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """r and d of this batch from the statistics before it; then lets the statistics take it in."""
-        step = self._step()
-        r_raw, d_raw = compute_corrections(mean, var, self.running_mean, self.running_var, self.eps)
+        step, running = self._step(), (self.running_mean, self.running_var)
+        r_raw, d_raw = compute_corrections(mean, var, *running, self.eps)
         r, d = clip_corrections(r_raw, d_raw, *self._limits_at(step))
         if self.observer is not None:
             self.observer(RenormObservation(mean, var, r_raw, d_raw, r, d))
-        torch._foreach_lerp_([self.running_mean, self.running_var], [mean, var], self._momentum_at(step))
+        torch._foreach_lerp_(running, [mean, var], self._momentum_at(step))
         self.num_batches_tracked.add_(1)
         return r, d
 

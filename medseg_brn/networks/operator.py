@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 Limit = Any  # a number, or a 0-dim tensor where reading a number would wait for the device
 
@@ -88,16 +89,6 @@ def batch_renorm(
     return _Transform.apply(x, weight, bias, mean, var, r, d, eps)
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    """The layout that results take: the channels-last one of x where it has one, else contiguous."""
-    if not x.is_contiguous():
-        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
-            return torch.channels_last_3d
-        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            return torch.channels_last
-    return torch.contiguous_format
-
-
 def _compute_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dtype in (torch.float32, torch.float64):
         return torch.batch_norm_update_stats(x, None, None, 0.0)
@@ -121,8 +112,7 @@ def _compute_output(
     else:
         scale, shift = weight * r, weight * d if bias is None else torch.addcmul(bias, weight, d)
     # Not training: the kernel applies the statistics it is given.
-    y = torch.native_batch_norm(x, scale, shift, mean, var, False, 0.0, eps)[0]
-    return y.contiguous(memory_format=_memory_format(x))
+    return torch.native_batch_norm(x, scale, shift, mean, var, False, 0.0, eps)[0]
 
 
 def _compute_gradients(
@@ -137,13 +127,13 @@ def _compute_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = r if weight is None else weight * r
     invstd = torch.rsqrt(var + eps)
-    memory_format = _memory_format(x)
-    grad = grad.contiguous(memory_format=memory_format)  # the kernel is fast and precise where formats agree
+    if grad.stride() != x.stride():  # the kernel is fast and precise where they agree
+        grad = grad.contiguous(memory_format=suggest_memory_format(x))
     grad_x, grad_scale, grad_bias = torch.ops.aten.native_batch_norm_backward(
         grad, x, scale, None, None, mean, invstd, True, eps, [True, True, True]
     )
     grad_weight = torch.addcmul(r * grad_scale, d, grad_bias)
-    return grad_x.contiguous(memory_format=memory_format), grad_weight, grad_bias
+    return grad_x, grad_weight, grad_bias
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -187,12 +177,12 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @_batch_renorm.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=_memory_format(x))
+    return torch.empty_like(x, memory_format=suggest_memory_format(x))
 
 
 @_batch_renorm_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x = torch.empty_like(x, memory_format=_memory_format(x))
+    grad_x = torch.empty_like(x, memory_format=suggest_memory_format(x))
     return grad_x, torch.empty_like(mean), torch.empty_like(mean)
 
 
