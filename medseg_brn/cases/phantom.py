@@ -59,7 +59,7 @@ _KINDS: dict[str, _Kind] = {
         phantom_head.EXTENT_MM,
         3.0,
         phantom_scanner.MRI_SITES,
-        "Synthetic T1-weighted heads: brain, ventricles and white matter lesions",
+        "Synthetic contrast-enhanced T1-weighted heads: brain, ventricles and lesions",
     ),
     "ct": _Kind(
         "abdomen",

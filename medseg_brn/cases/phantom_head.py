@@ -1,6 +1,6 @@
 """A head as T1-weighted MRI with contrast agent shows it.
 
-Scalp, skull, eyes, folded cortex, white matter, deep nuclei, ventricles, and lesions with a bright rim.
+Scalp, skull, eyes, folded cortex, white matter, deep nuclei, ventricles, and lesions that take up the agent.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ BRAIN, VENTRICLES, LESION = 1, 2, 3
 # The box around a head, left-right, back-front, down-up.
 EXTENT_MM = (176.0, 220.0, 176.0)
 
-# Brightness of a tissue relative to fat. Grey matter, muscle, marrow and most lesions share a range, and the
-# fluid in the ventricles equals the fluid around the brain: places tell the classes apart, no threshold does.
+# Brightness of a tissue. Lesions are as bright as fat, grey matter as muscle and marrow, and the fluid in the
+# ventricles as the fluid around the brain: places tell the classes apart, no threshold does.
 AIR, FLUID, BONE, MARROW, MUSCLE = 0.02, 0.20, 0.10, 0.50, 0.42
-GREY_MATTER, WHITE_MATTER, FAT, RIM = 0.50, 0.78, 0.95, 1.0
+GREY_MATTER, WHITE_MATTER, FAT, ENHANCEMENT = 0.50, 0.76, 0.95, 1.05
 
 _CRANIUM_CENTRE, _CRANIUM_RADII = (0, -6, 14), (70, 88, 74)
 _SKULL_MM = 8.0
@@ -40,11 +40,11 @@ _SKULL_MM = 8.0
 
 @dataclass(frozen=True)
 class Lesion:
-    """A roundish dark spot with a bright rim, in the white matter; positions in mm of the template."""
+    """A roundish bright spot in the white matter, dark inside if large; positions in mm of the template."""
 
     centre: tuple[float, float, float]
     radius_mm: float
-    brightness: float
+    core_brightness: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +61,14 @@ class Head:
         """Returns the head's image (brightness 0 to 1) and label map at points (3, X, Y, Z) in world mm."""
         template = self.deformation(points)
         canvas = Canvas(points.shape[1:], AIR, edge_mm)
-        _paint_skull_and_face(canvas, template)
+        _paint_face_and_neck(canvas, template, self.folds)
+        _paint_skull(canvas, template)
         brain = _paint_brain(canvas, template, self.folds, self.texture)
         canvas.paint(ventricle_depth(template, self.ventricle_scale), FLUID, VENTRICLES)
         for lesion in self.lesions:
             depth = np.minimum(self._lesion_depth(template, lesion), brain)
-            canvas.paint(depth, RIM, LESION)
-            canvas.paint(depth - 4, lesion.brightness)
+            canvas.paint(depth, ENHANCEMENT, LESION)
+            canvas.paint(depth - 7, lesion.core_brightness)
         return canvas
 
     def _lesion_depth(self, template: FloatArray, lesion: Lesion) -> FloatArray:
@@ -146,7 +147,9 @@ def white_matter_depth(template: FloatArray, folds: SmoothNoise) -> FloatArray:
     return cast(FloatArray, cortex_depth(template, folds) - 5.5 - 12 * along_furrows)
 
 
-def _paint_skull_and_face(canvas: Canvas, template: FloatArray) -> None:
+def _paint_face_and_neck(canvas: Canvas, template: FloatArray, folds: SmoothNoise) -> None:
+    """Paints everything outside the skull: skin, fat, muscles between sheets of fat, eyes, airways, spine."""
+    right = mirror_left_right(template)
     scalp = ellipsoid_depth(template, _CRANIUM_CENTRE, np.add(_CRANIUM_RADII, 7))
     face = ellipsoid_depth(template, (0, 42, -52), (56, 54, 64))
     neck = capsule_depth(template, (0, -18, -50), (0, -30, -140), 56, 54)
@@ -155,10 +158,18 @@ def _paint_skull_and_face(canvas: Canvas, template: FloatArray) -> None:
     canvas.paint(head, MUSCLE)
     canvas.paint(head - 1.5, FAT)
     canvas.paint(head - 6.0, MUSCLE)
-    right = mirror_left_right(template)
+    canvas.paint(np.minimum(head - 6.0, 1.6 - 4 * np.abs(folds(template))), FAT)
     canvas.paint(ellipsoid_depth(right, (30, 62, -44), (20, 22, 18)), FAT)
     canvas.paint(ellipsoid_depth(right, (31, 70, -42), (12.5, 12.5, 12.5)), FLUID)
     canvas.paint(ellipsoid_depth(template, (0, 66, -62), (15, 30, 22)), AIR)
+    canvas.paint(capsule_depth(template, (0, 34, -70), (0, 10, -140), 9, 9), AIR)
+    spine = capsule_depth(template, (0, -14, -70), (0, -20, -140), 21, 21)
+    canvas.paint(spine, BONE)
+    canvas.paint(spine - 2, MARROW)
+
+
+def _paint_skull(canvas: Canvas, template: FloatArray) -> None:
+    """Paints the skull, marrow between its two tables, filled with fluid."""
     skull = skull_depth(template)
     canvas.paint(skull, BONE)
     canvas.paint(np.minimum(skull - 2, 6.5 - skull), MARROW)
