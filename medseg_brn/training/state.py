@@ -50,7 +50,8 @@ def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:
     ]
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
-    return AdamW(groups, lr=config.learning_rate)
+    # Runs are short for AdamW: a memory of about 100 steps for the second moment, not its usual 1000.
+    return AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
 
 
 def _make_average(network: nn.Module, decay: float | None) -> AveragedModel | None:
