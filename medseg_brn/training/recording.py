@@ -44,7 +44,8 @@ class Recorder:
         writer.writerow(header)
         writer.writerows(_as_row(row) for row in rows)
         write_text_atomic(self._path, text.getvalue())
-        self._file = self._path.open("a", encoding="utf-8", newline="")
+        # line by line, so that a run can be watched while it goes on
+        self._file = self._path.open("a", encoding="utf-8", newline="", buffering=1)
         self._writer = csv.writer(self._file, lineterminator="\n")
         self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1)
 
