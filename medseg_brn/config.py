@@ -5,15 +5,21 @@ An experiment is one YAML file, read by `medseg_brn.experiment`. Values are chec
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Modality = Literal["mri", "ct"]
 Axis = Annotated[int, Field(ge=0, le=2)]
+
+
+def _refuse_repeats(axes: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axes {axes} repeat one; name each once")
+    return axes
 
 
 class Section(BaseModel):
@@ -59,7 +65,7 @@ class AugmentationConfig(Section):
     """Range of the zoom factor, drawn for each axis."""
     spatial_probability: Fraction = 0.5
     """Share of patches that are rotated and scaled."""
-    flip_axes: tuple[Axis, ...] = ()
+    flip_axes: Annotated[tuple[Axis, ...], AfterValidator(_refuse_repeats)] = ()
     """Axes mirrored with probability one half; leave out an axis that tells left from right."""
     contrast: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3)
     """Range of the contrast factor about the patch's mean."""
@@ -74,6 +80,14 @@ class AugmentationConfig(Section):
     intensity_probability: Fraction = 0.2
     """Share of patches that each intensity change is applied to."""
 
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> Self:
+        for name in ("scale", "contrast", "gamma", "blur_sigma_voxels"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is a range from low to high, not ({low}, {high})")
+        return self
+
 
 class PatchesConfig(Section):
     size: Size3 = (64, 64, 64)
@@ -87,7 +101,7 @@ class PatchesConfig(Section):
 
 
 class NetworkConfig(Section):
-    channels: tuple[PositiveInt, ...] = (32, 64, 128, 256)
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (32, 64, 128, 256)
     """Feature channels per level, finest first."""
     strides: tuple[Size3, ...] | None = None
     """Per level, how much it is coarser than the one before; null is (1,1,1) then (2,2,2)."""
@@ -170,7 +184,7 @@ class TrainingConfig(Section):
 class InferenceConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Overlap of neighbouring windows, as a share of the patch size."""
-    mirror_axes: tuple[Axis, ...] = ()
+    mirror_axes: Annotated[tuple[Axis, ...], AfterValidator(_refuse_repeats)] = ()
     """Axes mirrored for test-time augmentation; the predictions are averaged."""
 
 

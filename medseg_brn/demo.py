@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg_brn.cases.phantom import make_phantom
-from medseg_brn.errors import ConfigError
+from medseg_brn.errors import ConfigError, MedsegError
 from medseg_brn.evaluation.evaluate import evaluate_folders
 from medseg_brn.experiment import load_experiment
 from medseg_brn.inference.cohort import find_inputs, infer_cohort
 from medseg_brn.models.package import load_model
+from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.data import Progress
-from medseg_brn.training.recording import StepRecord
 from medseg_brn.training.run import train_run
 from medseg_brn.volumes.atomic import write_text_atomic
 
@@ -62,16 +62,23 @@ def run_demo(
         raise ConfigError(f"{folder} is not an empty folder; give the demo a new one with -o")
     scans = _make_scans(folder / "scans", TRAINING_CASES, 0, "making scans to train on", progress)
     unseen = _make_scans(folder / "unseen", UNSEEN_CASES, 1, "making unseen scans", progress)
-    experiment = load_experiment("demo", [f"dataset.path={scans}"])
+    experiment = load_experiment("demo", [f"dataset.path={json.dumps(str(scans))}"])
     train_run(experiment, folder / "run", progress=progress, after_step=after_step)
 
     model = load_model(folder / "run")
     inputs = find_inputs([unseen / "imagesTr"], model.description.in_channels)
-    infer_cohort(lambda case: (model.predict(case.image_paths), None), inputs.cases, folder / "predictions")
-    evaluation = evaluate_folders(folder / "predictions", unseen / "labelsTr").as_dict()
+    outcomes = infer_cohort(
+        lambda case: (model.predict(case.image_paths), None), inputs.cases, folder / "predictions"
+    )
+    found = evaluate_folders(folder / "predictions", unseen / "labelsTr")
+    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+    failed += [failure.message for failure in found.failures]
+    if failed:
+        raise MedsegError(f"The demo failed on {len(failed)} of its scans: {'; '.join(failed)}")
+    evaluation = found.as_dict()
     write_text_atomic(folder / "metrics.json", json.dumps(evaluation, indent=2) + "\n")
     summary = evaluation["summary"]
-    class_dice = {name: found["dice_mean"] for name, found in summary["classes"].items()}
+    class_dice = {name: metrics["dice_mean"] for name, metrics in summary["classes"].items()}
     return DemoResult(folder, summary["dice_mean"], class_dice)
 
 

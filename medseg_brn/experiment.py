@@ -83,7 +83,7 @@ def experiment_schema() -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         detail = " ".join(str(error).split())
         raise ConfigError(f"{path} is not a plain YAML file: {detail}") from None
     if options is None:

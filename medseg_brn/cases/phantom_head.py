@@ -74,7 +74,9 @@ class Head:
     def _lesion_depth(self, template: FloatArray, lesion: Lesion) -> FloatArray:
         ball = ellipsoid_depth(template, lesion.centre, (lesion.radius_mm,) * 3)
         # Half the positions, twice the wavelength: the folds' noise makes dents wider than the cortex's.
-        return cast(FloatArray, ball + np.float32(0.12 * lesion.radius_mm) * self.folds(template * np.float32(0.5)))
+        return cast(
+            FloatArray, ball + np.float32(0.12 * lesion.radius_mm) * self.folds(template * np.float32(0.5))
+        )
 
 
 def sample_head(rng: np.random.Generator) -> Head:

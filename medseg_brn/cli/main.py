@@ -45,11 +45,19 @@ def options(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a `MedsegError`, 2 wrong usage, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 an error told once, 2 wrong usage, 130 interrupted."""
     try:
         app()
     except MedsegError as error:
         print(f"medseg-brn: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"medseg-brn: {error.filename}: {error.strerror}; check the path and its permissions",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         print("medseg-brn: interrupted", file=sys.stderr)

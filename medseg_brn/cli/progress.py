@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from medseg_brn.training.recording import StepRecord
+    from medseg_brn.reports.step_records import StepRecord
     from medseg_brn.training.run import RunSummary
 
 

@@ -22,7 +22,8 @@ def train(
     `medseg-brn train hippocampus_mri -o runs/hippocampus -s dataset.path=Task04_Hippocampus`
 
     A run that was stopped or killed goes on with `--resume` and ends with the same weights as if it had
-    never stopped. To extend a finished run, resume it with a higher `training.steps`.
+    never stopped. To extend a finished run, resume it with a higher `training.steps`: the learning rate
+    and the renorm limits then go back to where they stand in a run of the new length.
     Several processes: `torchrun --nproc-per-node 2 -m medseg_brn train CONFIG -o RUN`
     """
     from medseg_brn.cli.progress import TrainingDisplay

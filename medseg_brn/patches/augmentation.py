@@ -30,11 +30,12 @@ def make_augmentation(config: AugmentationConfig, size: Sequence[int]) -> Compos
 
 
 def region_size(config: AugmentationConfig | None, size: Sequence[int]) -> tuple[int, int, int]:
-    """Voxels to cut from a volume so that every rotation and zoom of a patch of `size` stays inside.
+    """Voxels to cut from a volume so that a patch of `size`, turned about an axis and zoomed, stays inside.
 
-    A corner of a patch rotated by up to θ about each axis lies at most `s + sin(θ) · (others)` from the
+    A corner of a patch rotated by up to θ about an axis lies at most `s + sin(θ) · (others)` from the
     centre along an axis, and zooming out by the factor z < 1 divides that by z. The result differs from
-    `size` by an even number per axis, so that the patch's centre stays on the voxel lattice.
+    `size` by an even number per axis, so that the patch's centre stays on the voxel lattice. Rotations about
+    several axes at once may reach a little further, where the region's border is repeated.
     """
     x, y, z = size
     if config is None or config.spatial_probability == 0:

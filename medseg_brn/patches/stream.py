@@ -66,6 +66,9 @@ class PatchStream(Dataset):
             return self._make_patch(case, np.random.default_rng([self.seed, index]))
         except DataError as error:
             return error
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            return DataError(f"No patch could be made of case {case.name!r} ({reason}); please report this")
 
     def _case_of(self, index: int) -> PreparedCase:
         epoch, place = divmod(index, len(self.cases))

@@ -1,8 +1,7 @@
 """What a run folder tells: options, measurements per step, and the evaluation of its held-out cases."""
 
-import csv
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import numpy as np
 from medseg_brn.config import Experiment
 from medseg_brn.errors import DataError
 from medseg_brn.experiment import load_experiment
-
-COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loader_share", "dice")
+from medseg_brn.reports.step_records import StepRecord, read_metrics
 
 
 @dataclass(frozen=True)
@@ -50,28 +48,18 @@ def read_run(folder: Path) -> RunRecord:
         folder=folder,
         experiment=load_experiment(config),
         config_text=config.read_text(encoding="utf-8"),
-        metrics=read_metrics(folder / "metrics.csv"),
+        metrics=tabulate_metrics(folder / "metrics.csv"),
         evaluation=evaluation if evaluation.get("cases") else None,
         split=_read_json(folder / "split.json"),
         model=_read_json(folder / "model" / "model.json"),
     )
 
 
-def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a `metrics.csv`, empty where the file is missing.
-
-    Reading ends at the first row that is not whole, which a run that is still going on may leave.
-    """
-    rows: list[list[float]] = []
-    if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                try:
-                    rows.append([float(row[name] if row[name] != "" else "nan") for name in COLUMNS])
-                except (KeyError, TypeError, ValueError):  # a cell that is not there at all is None
-                    break
-    table = np.array(rows, dtype=np.float64).reshape(-1, len(COLUMNS))
-    return dict(zip(COLUMNS, table.T, strict=True))
+def tabulate_metrics(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a `metrics.csv`, empty where the file is missing."""
+    rows = [astuple(record) for record in read_metrics(path)]
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(fields(StepRecord)))
+    return {field.name: column for field, column in zip(fields(StepRecord), table.T, strict=True)}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

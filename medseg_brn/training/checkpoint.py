@@ -22,7 +22,12 @@ _FORMAT = 1
 
 
 def save_checkpoint(
-    folder: Path, step: int, network: nn.Module, averaged: nn.Module | None, optimizer: Optimizer
+    folder: Path,
+    step: int,
+    network: nn.Module,
+    averaged: nn.Module | None,
+    optimizer: Optimizer,
+    world_size: int = 1,
 ) -> Path:
     """Write the state after `step` optimizer steps below `folder` and remove older ones; return its path."""
     tensors = {
@@ -37,7 +42,8 @@ def save_checkpoint(
     with atomic_path(target) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"format": _FORMAT, "step": step}), encoding="utf-8")
+        numbers = {"format": _FORMAT, "step": step, "processes": world_size}
+        (temporary / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
     for other in folder.iterdir():
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
@@ -50,11 +56,17 @@ def find_checkpoint(folder: Path) -> Path | None:
     return max(complete, default=None)
 
 
-def load_checkpoint(path: Path, network: nn.Module, averaged: nn.Module | None, optimizer: Optimizer) -> int:
+def load_checkpoint(
+    path: Path,
+    network: nn.Module,
+    averaged: nn.Module | None,
+    optimizer: Optimizer,
+    world_size: int = 1,
+) -> int:
     """Put the checkpoint's state into the given objects; return the number of steps it was taken after.
 
     Raises:
-        TrainingError: the checkpoint is damaged, or of another network or optimizer.
+        TrainingError: the checkpoint is damaged, or of another network, optimizer or number of processes.
     """
     remedy = f"delete {path} to start over, or use another run folder"
     try:
@@ -62,6 +74,11 @@ def load_checkpoint(path: Path, network: nn.Module, averaged: nn.Module | None, 
         tensors = load_file(path / "state.safetensors")
         if numbers["format"] != _FORMAT:
             raise TrainingError(f"Checkpoint {path} has format {numbers['format']}, not {_FORMAT}; {remedy}")
+        if numbers["processes"] != world_size:
+            raise TrainingError(
+                f"Checkpoint {path} is of a run with {numbers['processes']} processes, which share the"
+                f" patches differently than {world_size}; resume with as many as before"
+            )
         network.load_state_dict(_unflatten("network", tensors))
         if averaged is not None:
             averaged.load_state_dict(_unflatten("averaged", tensors))
@@ -78,6 +95,11 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> N
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # in the weights' own memory layout, as an uninterrupted run has them
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(moment).detach()
 
 
 def _flatten(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medseg_brn.cases.cache import PreparedCase, prepare_cases
 from medseg_brn.cases.dataset import Case, Dataset, read_dataset
@@ -12,7 +13,7 @@ from medseg_brn.cases.folds import split_folds
 from medseg_brn.cases.phantom import make_phantom
 from medseg_brn.cases.preprocessing import Preprocessing, resolve_preprocessing
 from medseg_brn.config import Experiment
-from medseg_brn.errors import ConfigError
+from medseg_brn.errors import ConfigError, DataError
 from medseg_brn.experiment import PHANTOM_PATHS
 from medseg_brn.volumes.atomic import write_text_atomic
 
@@ -41,20 +42,20 @@ class TrainingData:
         return len(self.dataset.class_names)
 
 
-def prepare_training_data(experiment: Experiment, run_folder: Path, progress: Progress) -> TrainingData:
+def prepare_training_data(
+    experiment: Experiment, run_folder: Path, progress: Progress, jobs: int = 1
+) -> TrainingData:
     """Read the dataset, split it, resolve the preprocessing and prepare every case below `run_folder/cache`.
 
-    The split is written to `split.json` and the resolved preprocessing to `preprocessing.json`; a resumed
-    run takes the latter from there.
+    The split, and a digest of each case's contents and options, are written to `split.json`; the resolved
+    preprocessing to `preprocessing.json`. A resumed run must find the same ones.
 
     Raises:
-        DataError: the dataset or one of its cases is not what it must be.
+        DataError: the dataset or one of its cases is not what it must be, or not what the run began with.
     """
     dataset = open_dataset(experiment, run_folder, progress)
     training, held_out = split_dataset(dataset, experiment)
-    names = {"training": [case.name for case in training], "validation": [case.name for case in held_out]}
-    write_text_atomic(run_folder / "split.json", json.dumps(names, indent=2) + "\n")
-    preprocessing = _resolve(experiment, dataset, training, run_folder / "preprocessing.json", progress)
+    preprocessing = _resolve(experiment, dataset, training, run_folder, progress)
     count = len(training) + len(held_out)
     done = iter(range(1, count + 1))
     prepared = prepare_cases(
@@ -63,10 +64,11 @@ def prepare_training_data(experiment: Experiment, run_folder: Path, progress: Pr
         preprocessing,
         run_folder / "cache",
         on_case=lambda _: progress("preparing cases", next(done), count),
+        jobs=jobs,
     )
-    return TrainingData(
-        dataset, preprocessing, prepared[: len(training)], held_out, prepared[len(training) :]
-    )
+    split = prepared[: len(training)], prepared[len(training) :]
+    _keep_split(run_folder / "split.json", dataset, *split)
+    return TrainingData(dataset, preprocessing, split[0], held_out, split[1])
 
 
 def open_dataset(experiment: Experiment, run_folder: Path, progress: Progress) -> Dataset:
@@ -102,10 +104,39 @@ def split_dataset(dataset: Dataset, experiment: Experiment) -> tuple[list[Case],
     return sorted(training, key=lambda case: case.name), sorted(held_out, key=lambda case: case.name)
 
 
+def _keep_split(
+    path: Path, dataset: Dataset, training: list[PreparedCase], validation: list[PreparedCase]
+) -> None:
+    """Write what is trained on and what held out, or check that it is what the run began with."""
+    split: dict[str, Any] = {
+        "training": [case.name for case in training],
+        "validation": [case.name for case in validation],
+        "classes": dict(zip(dataset.class_names, dataset.label_values, strict=True)),
+        # the folder of a prepared case is named after a digest of its files and options
+        "contents": {case.name: case.image_path.parent.name for case in [*training, *validation]},
+    }
+    if not path.is_file():
+        write_text_atomic(path, json.dumps(split, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before == split:
+        return
+    old, new = before.get("contents", {}), split["contents"]
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    difference = f"classes {before.get('classes')}, now {split['classes']}"
+    if changed:
+        difference = f"cases added, removed or changed: {', '.join(changed[:5])}"
+    raise DataError(
+        f"The dataset is not the one that the run of {path.parent} began with ({difference}). Restore it to"
+        " go on, or start a new run in another folder"
+    )
+
+
 def _resolve(
-    experiment: Experiment, dataset: Dataset, training: list[Case], path: Path, progress: Progress
+    experiment: Experiment, dataset: Dataset, training: list[Case], run_folder: Path, progress: Progress
 ) -> Preprocessing:
-    if path.is_file():
+    path = run_folder / "preprocessing.json"
+    if (run_folder / "split.json").is_file() and path.is_file():
         return Preprocessing.from_dict(json.loads(path.read_text(encoding="utf-8")))
     done = iter(range(1, len(training) + 1))
     fingerprint = compute_fingerprint(

@@ -1,14 +1,20 @@
 """Several processes under `torchrun`: who am I, gradients averaged, renorm statistics merged."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from medseg_brn.errors import MedsegError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -24,10 +30,27 @@ class Processes:
         """Whether this process writes the files and talks to the user."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Return when every process has come here."""
-        if self.world_size > 1:
-            dist.barrier()
+    def after_first(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns, done by the first process before the others, which find its files ready.
+
+        Raises:
+            MedsegError: the first process's own error; in the others, that it failed.
+        """
+        if self.world_size == 1:
+            return work()
+        result, failure = None, None
+        if self.is_first:
+            try:
+                result = work()
+            except MedsegError as error:
+                failure = error
+        failed = [failure is not None]
+        dist.broadcast_object_list(failed)
+        if failure is not None:
+            raise failure
+        if failed[0]:
+            raise MedsegError("the first process failed")
+        return result if result is not None else work()
 
 
 @contextmanager
@@ -40,7 +63,8 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The others wait while the first process prepares the cases and validates whole volumes.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield Processes(dist.get_rank(), world_size, local_rank)
     finally:
@@ -67,9 +91,9 @@ def merge_statistics(network: nn.Module, processes: Processes) -> None:
     pairs = _find_statistics(network)
     if not pairs:
         return
-    means = torch.cat([mean for mean, _ in pairs])
-    squares = torch.cat([variance + mean.square() for mean, variance in pairs])
-    moments = torch.stack([means, squares]).double()
+    means = torch.cat([mean for mean, _ in pairs]).double()
+    variances = torch.cat([variance for _, variance in pairs]).double()
+    moments = torch.stack([means, variances + means.square()])
     dist.all_reduce(moments)
     mean, square = moments / processes.world_size
     variance = (square - mean.square()).clamp_min(0)

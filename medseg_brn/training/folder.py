@@ -14,6 +14,8 @@ MAY_CHANGE = (
     "name",
     "inference.",
     "training.steps",
+    "training.learning_rate",
+    "training.gradient_clip",
     "training.validate_every",
     "training.validation_cases",
     "training.checkpoint_every",
@@ -35,9 +37,8 @@ def open_run_folder(experiment: Experiment, run_folder: Path, resume: bool) -> N
                 f"{run_folder} already holds a run; go on with it by --resume, or name another folder"
             )
         _check_same_experiment(load_experiment(path), experiment, path)
-    elif run_folder.exists() and (not run_folder.is_dir() or any(run_folder.iterdir())):
+    elif run_folder.exists() and (not run_folder.is_dir() or _holds_something(run_folder)):
         raise ConfigError(f"{run_folder} is not empty and holds no run; name a new folder")
-    run_folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(path, dump_experiment(experiment))
 
 
@@ -58,6 +59,11 @@ def _check_same_experiment(old: Experiment, new: Experiment, path: Path) -> None
             f"training.steps {new.training.steps} is below the {old.training.steps} of the run of {path}; a"
             " run can be extended, not shortened"
         )
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more in the folder than hidden files, such as a killed run's unfinished ones."""
+    return any(not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def _options(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

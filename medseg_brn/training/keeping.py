@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from medseg_brn.config import Experiment
+from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.checkpoint import save_checkpoint
 from medseg_brn.training.data import TrainingData
-from medseg_brn.training.recording import Recorder, StepRecord
+from medseg_brn.training.distributed import Processes
+from medseg_brn.training.recording import Recorder
 from medseg_brn.training.state import TrainingState
 from medseg_brn.training.validation import validate_quickly
 
@@ -26,6 +28,7 @@ class Keeper:
         recorder: Recorder,
         device: torch.device,
         dtype: torch.dtype,
+        processes: Processes,
         listener: Callable[[StepRecord, int], None] | None,
     ) -> None:
         self._experiment = experiment
@@ -35,6 +38,7 @@ class Keeper:
         self._recorder = recorder
         self._device = device
         self._dtype = dtype
+        self._world_size = processes.world_size
         self._listener = listener
 
     def after_step(self, record: StepRecord) -> None:
@@ -46,15 +50,15 @@ class Keeper:
         if record.step % training.checkpoint_every == 0 or record.step == training.steps:
             # Rows first: a checkpoint without its rows could not be told from a complete one.
             self._recorder.flush()
-            save_checkpoint(
-                self._checkpoints,
-                record.step,
-                self._state.network,
-                self._state.averaged,
-                self._state.optimizer,
-            )
+            self._save(record.step)
         if self._listener is not None:
             self._listener(record, training.steps)
+
+    def _save(self, step: int) -> None:
+        state = self._state
+        save_checkpoint(
+            self._checkpoints, step, state.network, state.averaged, state.optimizer, self._world_size
+        )
 
     def _validate(self) -> float | None:
         cases = self._data.validation[: self._experiment.training.validation_cases]

@@ -12,9 +12,9 @@ from medseg_brn.config import Experiment
 from medseg_brn.errors import DataError, TrainingError
 from medseg_brn.networks.normalization import set_renorm_step
 from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
+from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.distributed import Processes, merge_statistics, share_gradients
 from medseg_brn.training.losses import make_loss
-from medseg_brn.training.recording import StepRecord
 from medseg_brn.training.schedules import compute_learning_rate, compute_renorm_schedule
 from medseg_brn.training.state import TrainingState
 
@@ -50,7 +50,7 @@ def make_loader(
                 raise batch
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):
             raise
         raise TrainingError(
             f"A loader process died ({error}); set patches.workers=0 to load in the training process"
@@ -70,8 +70,8 @@ def run_steps(
     """Train from `first_step` to the end; `after_step` is told of each finished step.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; the message names the step and the cases, and
-            the state is that before the step.
+        TrainingError: the loss or the gradient is not finite; the message names the step and the cases.
+            The optimizer has not made the step.
     """
     training = experiment.training
     loss_function = make_loss(experiment.network.deep_supervision)
@@ -131,6 +131,6 @@ def _clip_gradients(network: nn.Module, limit: float | None) -> float:
 def _not_finite(step: int, loss: float, norm: float, cases: list[str]) -> str:
     return (
         f"Loss {loss} and gradient norm {norm} at step {step} are not both finite; its patches came from"
-        f" {', '.join(sorted(set(cases)))}. Look at these cases with `medseg-brn check`, or lower"
-        " training.learning_rate; the last checkpoint is kept, and --resume goes on from it"
+        f" {', '.join(sorted(set(cases)))}. Look at these cases with `medseg-brn check`; or go on from the"
+        " last checkpoint with --resume and a lower training.learning_rate or training.gradient_clip"
     )

@@ -21,7 +21,9 @@ def make_loss(deep_supervision: bool) -> Loss:
     supervised = DeepSupervisionLoss(dice_ce, weight_mode="exp")
 
     def loss(logits: torch.Tensor | list[torch.Tensor], classes: torch.Tensor) -> torch.Tensor:
-        levels = [level.float() for level in logits]
+        # a network of two levels has no coarser logits, and evaluation mode gives none
+        several = [logits] if isinstance(logits, torch.Tensor) else logits
+        levels = [level.float() for level in several]
         total = sum(0.5**level for level in range(len(levels)))
         return supervised(levels, classes.float()) / total
 

@@ -12,8 +12,8 @@ from torch import nn
 from medseg_brn.config import Experiment
 from medseg_brn.models.description import ModelDescription
 from medseg_brn.models.package import save_model
+from medseg_brn.reports.step_records import read_metrics
 from medseg_brn.training.data import TrainingData
-from medseg_brn.training.recording import read_metrics
 
 
 def save_trained_model(

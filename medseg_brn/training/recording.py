@@ -2,30 +2,14 @@
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from medseg_brn.reports.step_records import StepRecord, read_metrics
 from medseg_brn.volumes.atomic import write_text_atomic
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One optimizer step: its number from 1, and what was measured.
-
-    `seconds` is its duration, `loader_share` the share of it spent waiting for patches, and `dice` the
-    validation's mean foreground Dice where one was made after the step.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    seconds: float
-    loader_share: float
-    dice: float | None = None
 
 
 class Recorder:
@@ -68,22 +52,6 @@ class Recorder:
     def __exit__(self, *error: object) -> None:
         self._file.close()
         self._tensorboard.close()
-
-
-def read_metrics(path: Path) -> list[StepRecord]:
-    """Rows of a `metrics.csv`; an unfinished last line, left by a killed run, is passed over."""
-    if not path.is_file():
-        return []
-    records = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            try:
-                dice = float(row["dice"]) if row["dice"] else None
-                numbers = {name: float(row[name]) for name in row if name not in ("step", "dice")}
-                records.append(StepRecord(step=int(row["step"]), dice=dice, **numbers))
-            except (KeyError, TypeError, ValueError):
-                break
-    return records
 
 
 def _as_row(record: StepRecord) -> list[str]:

@@ -19,6 +19,7 @@ from medseg_brn.inference.precision import choose_device, choose_precision
 from medseg_brn.models.package import load_model
 from medseg_brn.patches.stream import PatchStream
 from medseg_brn.reports.run_report import write_run_report
+from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.checkpoint import find_checkpoint, load_checkpoint
 from medseg_brn.training.data import Progress, TrainingData, prepare_training_data
 from medseg_brn.training.distributed import Processes, join_processes
@@ -26,8 +27,8 @@ from medseg_brn.training.folder import open_run_folder
 from medseg_brn.training.keeping import Keeper
 from medseg_brn.training.loop import make_loader, run_steps
 from medseg_brn.training.packing import save_trained_model
-from medseg_brn.training.recording import Recorder, StepRecord
-from medseg_brn.training.state import TrainingState, make_state
+from medseg_brn.training.recording import Recorder
+from medseg_brn.training.state import TrainingState, check_network, make_state
 from medseg_brn.training.validation import validate_model
 
 
@@ -70,14 +71,18 @@ def train_run(
         TrainingError: the loss is not finite, or a checkpoint does not fit.
     """
     device = choose_device(experiment.training.device)
+    dtype = choose_precision(experiment.training.precision, device)
+    check_network(experiment, device)
     with join_processes(device) as processes:
-        if processes.is_first:
-            open_run_folder(experiment, run_folder, resume)
-            data = prepare_training_data(experiment, run_folder, progress)
-        processes.wait()
-        if not processes.is_first:
-            data = prepare_training_data(experiment, run_folder, _silent)
-        state = _run_steps(experiment, run_folder, data, device, processes, after_step)
+
+        def prepare() -> TrainingData:
+            if processes.is_first:
+                open_run_folder(experiment, run_folder, resume)
+            jobs = torch.get_num_threads() if processes.is_first else 1
+            return prepare_training_data(experiment, run_folder, progress, jobs)
+
+        data = processes.after_first(prepare)
+        state = _run_steps(experiment, run_folder, data, device, dtype, processes, after_step)
         return _finish(experiment, run_folder, data, state, progress) if processes.is_first else None
 
 
@@ -86,6 +91,7 @@ def _run_steps(
     run_folder: Path,
     data: TrainingData,
     device: torch.device,
+    dtype: torch.dtype,
     processes: Processes,
     after_step: Callable[[StepRecord, int], None] | None,
 ) -> TrainingState:
@@ -94,8 +100,9 @@ def _run_steps(
     checkpoint = find_checkpoint(run_folder / "checkpoint")
     first_step = 0
     if checkpoint is not None:
-        first_step = load_checkpoint(checkpoint, state.network, state.averaged, state.optimizer)
-    dtype = choose_precision(experiment.training.precision, device)
+        first_step = load_checkpoint(
+            checkpoint, state.network, state.averaged, state.optimizer, processes.world_size
+        )
     stream = PatchStream(data.training, experiment.patches, experiment.seed)
     batches = make_loader(stream, experiment, first_step, processes)
     steps = partial(run_steps, state, batches, experiment, first_step, dtype=dtype, processes=processes)
@@ -103,7 +110,7 @@ def _run_steps(
         steps()
         return state
     with Recorder(run_folder, first_step) as recorder:
-        keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, after_step)
+        keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, processes, after_step)
         steps(after_step=keeper.after_step)
     return state
 

@@ -1,5 +1,6 @@
 """What changes while training goes on: network, averaged network, optimizer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from medseg_brn.config import Experiment, TrainingConfig
+from medseg_brn.errors import ConfigError
 from medseg_brn.models.architecture import build_network
 
 
@@ -39,6 +41,27 @@ def make_state(
         averaged=_make_average(network, experiment.training.ema_decay),
         optimizer=make_optimizer(network, experiment.training),
     )
+
+
+def check_network(experiment: Experiment, device: torch.device) -> None:
+    """Find out before any data is read whether the network can train on the patches.
+
+    Raises:
+        ConfigError: the levels make no network, the patch size does not fit them, or the device does not
+            have the norm.
+    """
+    if experiment.network.norm == "sync_batch" and device.type == "cpu":
+        raise ConfigError("network.norm sync_batch works on GPUs only; choose batch_renorm or batch here")
+    with torch.device("meta"):
+        network = build_network(experiment.network, in_channels=1, num_classes=2)
+    size = experiment.patches.size
+    network.check_patch_size(size)
+    coarsest = [length // stride for length, stride in zip(size, network.strides_total, strict=True)]
+    if math.prod(coarsest) < 2:
+        raise ConfigError(
+            f"Patch size {size} is a single voxel at the coarsest level, where a norm has nothing to"
+            " normalize; enlarge patches.size or shorten network.channels"
+        )
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:

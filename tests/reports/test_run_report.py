@@ -12,7 +12,7 @@ from medseg_brn.errors import DataError
 from medseg_brn.evaluation.evaluate import evaluate_case
 from medseg_brn.evaluation.results import CaseEvaluation, Evaluation
 from medseg_brn.experiment import dump_experiment
-from medseg_brn.reports.run_record import read_metrics
+from medseg_brn.reports.run_record import tabulate_metrics
 from medseg_brn.reports.run_report import write_run_report
 from medseg_brn.volumes.volume import Grid, Volume
 from medseg_brn.volumes.writing import write_volume
@@ -141,10 +141,10 @@ def test_unfinished_row_ends_the_metrics(tmp_path):
     training = {"peak_memory_mb": 1250, "torch": "2.6", "threads": 2}
     (tmp_path / "model" / "model.json").write_text(json.dumps({"training": training}))
     write_steps(tmp_path, "1,1.5,0.01,3,0.5,0.1,", "2,1.2,0.0")
-    metrics = read_metrics(tmp_path / "metrics.csv")
+    metrics = tabulate_metrics(tmp_path / "metrics.csv")
     np.testing.assert_array_equal(metrics["step"], [1])
     assert np.isnan(metrics["dice"]).all()
-    assert read_metrics(tmp_path / "none.csv")["loss"].size == 0
+    assert tabulate_metrics(tmp_path / "none.csv")["loss"].size == 0
 
 
 def test_folder_that_is_no_run(tmp_path):

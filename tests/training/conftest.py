@@ -19,6 +19,7 @@ TINY = {
         "steps": 30,
         "batch_size": 2,
         "accumulation": 2,
+        "optimizer": "adamw",
         "checkpoint_every": 4,
         "validate_every": 15,
         "validation_cases": 1,

@@ -85,6 +85,22 @@ def test_a_damaged_checkpoint_is_one_message_with_its_path(tmp_path, damage):
         load(path, make_trained_state())
 
 
+def test_moments_come_back_in_the_layout_of_their_weights(tmp_path):
+    state = make_trained_state("adamw")
+    path = save(tmp_path, 3, state)
+    fresh = make_trained_state("adamw", seed=1)
+    load(path, fresh)
+    for parameter, moments in fresh.optimizer.state.items():
+        assert moments["exp_avg"].stride() == parameter.stride()
+
+
+def test_a_checkpoint_of_other_processes_is_refused(tmp_path):
+    state = make_trained_state()
+    path = save(tmp_path, 3, state)
+    with pytest.raises(TrainingError, match=r"run with 1 processes.*resume with as many"):
+        load_checkpoint(path, state.network, state.averaged, state.optimizer, world_size=2)
+
+
 def test_another_networks_checkpoint_does_not_fit(tmp_path):
     path = save(tmp_path, 3, make_trained_state())
     with pytest.raises(TrainingError, match="does not fit this run"):

@@ -12,7 +12,25 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
-from medseg_brn.training.distributed import join_processes, merge_statistics
+from medseg_brn.config import Experiment, NetworkConfig, TrainingConfig
+from medseg_brn.patches.stream import PatchBatch
+from medseg_brn.training.distributed import Processes, join_processes, merge_statistics
+from medseg_brn.training.loop import run_steps
+from medseg_brn.training.state import make_state
+
+CPU = torch.device("cpu")
+# Without a norm, and with patches so alike that the Dice of two is the mean of their Dices, shares add up.
+EXPERIMENT = Experiment(
+    network=NetworkConfig(channels=(4, 8), norm="none"),
+    training=TrainingConfig(steps=3, gradient_clip=None, learning_rate=0.01),
+)
+
+
+def batch_of(numbers: list[int]) -> PatchBatch:
+    """The same patch for both processes of a step: number // 2 tells it."""
+    images = [torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(n // 2)) for n in numbers]
+    image = torch.stack(images)
+    return PatchBatch(image=image, label=(image > 0).long(), cases=[""] * len(numbers))
 
 
 def find_free_port() -> int:
@@ -57,3 +75,38 @@ def test_two_processes_train_one_model(tiny_config, tmp_path, one_thread):
     assert load_file(run / "model" / "model.safetensors")
     assert (run / "validation.json").is_file()
     assert len(Path(run / "metrics.csv").read_text().splitlines()) == 1 + 6
+    again = subprocess.run(
+        [*command, "--resume"], env=one_thread, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    alone = subprocess.run(
+        [sys.executable, *command[command.index("2") + 1 :], "--resume"],
+        env=one_thread,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert alone.returncode == 1
+    assert "a run with 2 processes" in alone.stderr
+
+
+def train_in_process(rank: int, port: int, folder: str) -> None:
+    os.environ.update(
+        WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    with join_processes(CPU) as processes:
+        state = make_state(EXPERIMENT, 1, 2, CPU)
+        batches = [batch_of([2 * step + rank]) for step in range(3)]
+        run_steps(state, iter(batches), EXPERIMENT, 0, dtype=torch.float32, processes=processes)
+    torch.save(state.network.state_dict(), f"{folder}/{rank}.pt")
+
+
+def test_two_processes_with_a_patch_each_are_one_with_two(tmp_path):
+    mp.spawn(train_in_process, args=(find_free_port(), str(tmp_path)), nprocs=2)
+    state = make_state(EXPERIMENT, 1, 2, CPU)
+    batches = [batch_of([2 * step, 2 * step + 1]) for step in range(3)]
+    run_steps(state, iter(batches), EXPERIMENT, 0, dtype=torch.float32, processes=Processes())
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, value in state.network.state_dict().items():
+        assert torch.equal(found[0][name], found[1][name]), name
+        torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=1e-5)

@@ -31,6 +31,13 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_a_kill_left_before_the_first_file_is_no_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".0123456789ab-config.yaml").write_text("half")
+    open_run_folder(Experiment(), tmp_path / "run", resume=False)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
 def test_resume_may_extend_a_run_but_not_change_it(tmp_path):
     folder = tmp_path / "run"
     experiment = Experiment()
@@ -39,8 +46,8 @@ def test_resume_may_extend_a_run_but_not_change_it(tmp_path):
     open_run_folder(longer, folder, resume=True)
     with pytest.raises(ConfigError, match=r"training\.steps 2000 is below the 2001"):
         open_run_folder(experiment, folder, resume=True)
-    other = change(longer, "training", learning_rate=0.5)
-    with pytest.raises(ConfigError, match=r"training\.learning_rate \(0\.02 → 0\.5\)"):
+    other = change(longer, "training", batch_size=4)
+    with pytest.raises(ConfigError, match=r"training\.batch_size \(2 → 4\)"):
         open_run_folder(other, folder, resume=True)
     assert load_experiment(folder / "config.yaml") == longer
 

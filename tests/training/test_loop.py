@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cases(poison):
     batches = make_batches(4)
     batches[2]["image"][0, 0, 0, 0, 0] = poison
     batches[2]["cases"] = ["patient7", "patient3"]
-    with pytest.raises(TrainingError, match=r"at step 3 .*patient3, patient7.*--resume"):
+    with pytest.raises(TrainingError, match=r"at step 3 .*patient3, patient7.*--resume and a lower"):
         train(make_experiment(), batches)
 
 

@@ -54,6 +54,11 @@ def test_deep_supervision_halves_the_weight_of_each_coarser_level():
     assert make_loss(True)([logits, coarse], classes).item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_network_of_two_levels_has_one_level_of_logits_to_supervise():
+    logits, classes = make_example()
+    assert make_loss(True)(logits, classes).item() == pytest.approx(make_loss(False)(logits, classes).item())
+
+
 def test_a_class_absent_from_the_batch_keeps_the_loss_finite():
     logits, classes = make_example()
     loss = make_loss(False)(logits.float().requires_grad_(), torch.zeros_like(classes))

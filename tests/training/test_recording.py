@@ -2,7 +2,8 @@
 
 import pytest
 
-from medseg_brn.training.recording import Recorder, StepRecord, read_metrics
+from medseg_brn.reports.step_records import StepRecord, read_metrics
+from medseg_brn.training.recording import Recorder
 
 
 def make_record(step: int, dice: float | None = None) -> StepRecord:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from medseg_brn.training.recording import read_metrics
+from medseg_brn.reports.step_records import read_metrics
+from medseg_brn.volumes.reading import read_volume, volume_stem
+from medseg_brn.volumes.writing import write_volume
 
 STATE = "checkpoint/step_{:08d}/state.safetensors"
 
@@ -103,3 +106,17 @@ def test_loader_processes_do_not_change_the_result(run_command, tiny_config, uni
     done = run_command("train", tiny_config, "-o", run, "-s", "patches.workers=2")
     assert done.returncode == 0, done.stderr
     assert_same_end(uninterrupted, run, steps=30)
+
+
+def test_a_run_is_not_resumed_on_another_dataset(run_command, phantom, tiny_config, tmp_path):
+    cohort = tmp_path / "cohort"
+    shutil.copytree(phantom, cohort)
+    arguments = ("train", tiny_config, "-o", tmp_path / "run", "-s", f"dataset.path={cohort}")
+    assert run_command(*arguments, "-s", "training.steps=2").returncode == 0
+    label_path = next((cohort / "labelsTr").glob("*.nii.gz"))
+    label_map = read_volume(label_path)
+    label_map.array[0, 0, 0] = 1
+    write_volume(label_map, label_path)
+    resumed = run_command(*arguments, "-s", "training.steps=4", "--resume")
+    assert resumed.returncode == 1
+    assert f"cases added, removed or changed: {volume_stem(label_path)}" in resumed.stderr

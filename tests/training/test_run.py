@@ -1,0 +1,74 @@
+"""Whole runs in this process: what a run folder holds at the end, for data as different as they come."""
+
+import json
+
+import numpy as np
+import pytest
+
+from medseg_brn.cases.phantom import make_phantom
+from medseg_brn.experiment import parse_experiment
+from medseg_brn.models.package import load_model
+from medseg_brn.reports.step_records import read_metrics
+from medseg_brn.training.run import train_run
+from medseg_brn.volumes.reading import read_volume
+
+
+@pytest.fixture(scope="module")
+def abdomens(tmp_path_factory):
+    """Four small CTs of four sites."""
+    return make_phantom(
+        tmp_path_factory.mktemp("phantom") / "abdomens", modality="ct", cases=4, voxel_mm=10.0
+    )
+
+
+def make_experiment(path, **sections):
+    options = {
+        "dataset": {"path": str(path), "folds": 2},
+        "patches": {"size": [8, 8, 8], "workers": 0},
+        "network": {"channels": [4, 8, 8]},
+        "training": {"steps": 3, "validate_every": 2},
+    }
+    for name, section in sections.items():
+        options.setdefault(name, {}).update(section)
+    return parse_experiment(options, "test")
+
+
+def test_ct_from_a_manifest_with_sites(abdomens, tmp_path):
+    experiment = make_experiment(
+        abdomens / "manifest.csv",
+        dataset={"modalities": ["ct"]},
+        preprocessing={"crop": "body", "spacing_mm": [10, 10, 10]},
+    )
+    summary = train_run(experiment, tmp_path / "run")
+    assert summary.validation_cases == 2
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "split.json", "preprocessing.json", "cache", "metrics.csv", "tensorboard"),
+        *("checkpoint", "model", "validation", "validation.json", "report.html"),
+    }
+    description = load_model(run).description
+    assert description.modalities == ("ct",)
+    assert description.preprocessing.intensity[0].scheme == "ct"
+    assert description.training["validation"]["dice_mean"] == summary.dice_mean
+    assert [row.dice is None for row in read_metrics(run / "metrics.csv")] == [True, False, True]
+    for case in json.loads((run / "validation.json").read_text())["cases"]:
+        prediction, image = read_volume(run / case["prediction"]), read_volume(case["image"])
+        assert prediction.shape == image.shape
+        np.testing.assert_array_equal(prediction.affine, image.affine)
+
+
+def test_without_a_fold_every_case_is_trained_on(abdomens, tmp_path):
+    experiment = make_experiment(
+        abdomens,
+        dataset={"fold": None},
+        network={"deep_supervision": True, "encoder": "residual", "norm": "group"},
+        training={"ema_decay": None, "optimizer": "adamw", "accumulation": 2},
+        patches={"augmentation": None},
+    )
+    summary = train_run(experiment, tmp_path / "run")
+    assert summary.dice_mean is None
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert (len(split["training"]), split["validation"]) == (4, [])
+    assert "No validation data" in (tmp_path / "run" / "report.html").read_text()
+    label_map = load_model(tmp_path / "run").predict(abdomens / "imagesTr" / "abdomen_000.nii.gz")
+    assert set(np.unique(label_map.array)) <= {0, 1, 2, 3}
