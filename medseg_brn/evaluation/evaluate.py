@@ -58,7 +58,7 @@ def evaluate_case(
     predicted = map_to_classes(prediction.array, label_values, "of the prediction")
     referenced = map_to_classes(reference.array, label_values, "of the reference")
     return _compute_metrics(
-        predicted, referenced, tuple(classes.values()), reference.spacing_mm, tolerance_mm
+        predicted, referenced, tuple(classes.values()), reference.affine[:3, :3], tolerance_mm
     )
 
 
@@ -86,9 +86,9 @@ def evaluate_folders(
 
     Args:
         predictions: folder of label maps, or one label map.
-        references: the same.
+        references: the same, or a CSV manifest, of which the label maps are taken.
         classes: label value -> class name; None takes those of a `dataset.json` in or beside the
-            reference folder, or else the values found.
+            reference folder (for a manifest, of the JSON file of its name), or else the values found.
         tolerance_mm: for the surface Dice.
         jobs: cases evaluated at a time, each in its own process.
         progress: called with (done, total) after each case.
@@ -136,18 +136,20 @@ def _compute_metrics(
     predicted: np.ndarray,
     referenced: np.ndarray,
     names: tuple[str, ...],
-    spacing_mm: tuple[float, float, float],
+    voxel_axes_mm: np.ndarray,
     tolerance_mm: float,
 ) -> dict[str, ClassMetrics]:
-    """Metrics from maps of consecutive classes, class k + 1 being `names[k]`."""
+    """Metrics from maps of consecutive classes, class k + 1 being `names[k]`; axes as `affine[:3, :3]`."""
     confusion = count_confusion(predicted, referenced, len(names) + 1)
     dice = compute_dice_from_confusion(confusion)
-    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    voxel_ml = abs(float(np.linalg.det(voxel_axes_mm))) / 1000
     predicted_ml, referenced_ml = confusion.sum(axis=0) * voxel_ml, confusion.sum(axis=1) * voxel_ml
     metrics = {}
     boxes = _find_boxes(predicted, referenced, len(names))
     for label, (name, box) in enumerate(zip(names, boxes, strict=True), start=1):
-        distances = compute_surface_distances(predicted[box] == label, referenced[box] == label, spacing_mm)
+        distances = compute_surface_distances(
+            predicted[box] == label, referenced[box] == label, voxel_axes_mm
+        )
         metrics[name] = ClassMetrics(
             dice=float(dice[label - 1]),
             surface_dice=compute_surface_dice(distances, tolerance_mm),

@@ -10,15 +10,21 @@ One function, `compute_surface_distances`, does the work; the others read what i
 
 A surface voxel is a mask voxel with a face neighbour outside the mask (or outside the volume). It
 counts once, whatever its area, as in MONAI and Metrics Reloaded. Points are compared in mm, so
-anisotropic voxels need no special care.
+anisotropic, oblique and sheared grids need no special care.
+
+Why scipy underneath and not MONAI's metrics: those take a spacing, which knows nothing of a shear, and each
+of the three finds surfaces and distances anew. One computation for all three takes a sixth of their time or
+less (hippocampi, and a mask of a liver's size, on one core). The values are MONAI's; a test compares them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import cKDTree
+
+ROUNDING_MM = 1e-4
+"""Files hold affines in single precision: two voxels 1 mm apart may come out at 1.0000001 mm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +45,15 @@ class SurfaceDistances:
 
 
 def compute_surface_distances(
-    prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]
+    prediction: np.ndarray, reference: np.ndarray, voxel_axes_mm: np.ndarray
 ) -> SurfaceDistances:
     """Exact Euclidean distances between two surfaces, in both directions.
 
     Args:
         prediction: boolean mask (X, Y, Z).
         reference: boolean mask of the same shape.
-        spacing_mm: voxel size along each axis.
+        voxel_axes_mm: (3, 3), the step in mm from a voxel to the next along each array axis, one axis per
+            column: `affine[:3, :3]`. Axes may be oblique, and sheared.
 
     Raises:
         ValueError: the shapes differ.
@@ -54,8 +61,8 @@ def compute_surface_distances(
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
     box = _bounding_box(prediction | reference)
-    predicted = _surface_points_mm(prediction[box], spacing_mm)
-    referenced = _surface_points_mm(reference[box], spacing_mm)
+    predicted = _surface_points_mm(prediction[box], voxel_axes_mm)
+    referenced = _surface_points_mm(reference[box], voxel_axes_mm)
     return SurfaceDistances(
         _nearest_distances_mm(predicted, referenced), _nearest_distances_mm(referenced, predicted)
     )
@@ -95,7 +102,7 @@ def compute_surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> fl
     """
     both = (distances.prediction_to_reference_mm, distances.reference_to_prediction_mm)
     total = both[0].size + both[1].size
-    near = sum(np.count_nonzero(directed <= tolerance_mm) for directed in both)
+    near = sum(np.count_nonzero(directed <= tolerance_mm + ROUNDING_MM) for directed in both)
     return near / total if total else float("nan")
 
 
@@ -105,10 +112,10 @@ def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
     return boxes[0] if boxes[0] is not None else (slice(0, 0),) * mask.ndim
 
 
-def _surface_points_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+def _surface_points_mm(mask: np.ndarray, voxel_axes_mm: np.ndarray) -> np.ndarray:
     """Centres (N, 3) of the surface voxels, in mm from the mask's first voxel."""
     surface = mask & ~binary_erosion(mask)  # erosion takes what lies outside the array as background
-    return np.argwhere(surface) * np.asarray(spacing_mm, dtype=np.float64)
+    return np.argwhere(surface) @ np.asarray(voxel_axes_mm, dtype=np.float64).T
 
 
 def _nearest_distances_mm(points: np.ndarray, targets: np.ndarray) -> np.ndarray:

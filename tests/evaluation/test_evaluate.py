@@ -36,6 +36,25 @@ def test_one_voxel_beside_another():
     assert lesion.volume_difference_ml == pytest.approx(0)
 
 
+def test_a_sheared_and_turned_grid():
+    """Voxels of 1 x 2 x 5 mm whose second axis leans over by 45°, all turned about z by 30°.
+
+    The volume of a voxel is its base times its height, 0.01 ml, though its second edge is 2.83 mm long; a
+    step along X and one back along Y ends 1 mm aside and 2 mm ahead.
+    """
+    sheared = np.array([[1.0, 2, 0], [0, 2, 0], [0, 0, 5]])
+    turn = np.array([[math.sqrt(3) / 2, -0.5, 0], [0.5, math.sqrt(3) / 2, 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ sheared
+    arrays = np.zeros((2, 6, 5, 4), dtype=np.uint8)
+    arrays[0, 2, 2, 2], arrays[1, 3, 1, 2] = 1, 1
+    prediction, reference = (Volume(array, Grid(array.shape, affine)) for array in arrays)
+    (metrics,) = evaluate_case(prediction, reference, {1: "lesion"}).values()
+    assert metrics.prediction_ml == pytest.approx(0.01)
+    assert metrics.reference_ml == pytest.approx(0.01)
+    assert metrics.hd95_mm == pytest.approx(math.sqrt(1 + 4))
+
+
 def test_classes_do_not_mix():
     volume = label_map(((0, 0, 0), 1), ((1, 0, 0), 2), ((2, 0, 0), 2))
     swapped = label_map(((0, 0, 0), 2), ((1, 0, 0), 1), ((2, 0, 0), 2))

@@ -47,7 +47,7 @@ def naive_surface(mask: np.ndarray) -> list[tuple[int, ...]]:
 
 def test_two_voxels_2_mm_apart():
     distances = compute_surface_distances(
-        mask_of((9, 8, 7), (2, 3, 4)), mask_of((9, 8, 7), (4, 3, 4)), (1.0, 1.0, 1.0)
+        mask_of((9, 8, 7), (2, 3, 4)), mask_of((9, 8, 7), (4, 3, 4)), np.eye(3)
     )
     assert compute_hausdorff_distance_mm(distances) == 2
     assert compute_average_surface_distance_mm(distances) == 2
@@ -61,15 +61,39 @@ def test_two_voxels_2_mm_apart():
 )
 def test_each_axis_has_its_own_voxel_size(voxel, distance_mm):
     one, other = mask_of((6, 6, 6), (2, 3, 3)), mask_of((6, 6, 6), voxel)
-    distances = compute_surface_distances(one, other, (0.5, 1.2, 5.0))
+    distances = compute_surface_distances(one, other, np.diag([0.5, 1.2, 5.0]))
     assert compute_hausdorff_distance_mm(distances) == pytest.approx(distance_mm)
     assert compute_average_surface_distance_mm(distances) == pytest.approx(distance_mm)
+
+
+def test_axes_that_are_sheared():
+    """Y leans over by 45°: a step along X and one back along Y ends 1 mm along the world's y axis."""
+    sheared = np.array([[1.0, 1, 0], [0, 1, 0], [0, 0, 1]])
+    one, other = mask_of((4, 4, 4), (1, 2, 1)), mask_of((4, 4, 4), (2, 1, 1))
+    assert compute_hausdorff_distance_mm(compute_surface_distances(one, other, sheared)) == pytest.approx(1)
+    beside = mask_of((4, 4, 4), (1, 3, 1))
+    distances = compute_surface_distances(one, beside, sheared)
+    assert compute_hausdorff_distance_mm(distances) == pytest.approx(math.sqrt(2))
+
+
+@pytest.mark.parametrize("degrees", [7, 30, 45, 61])
+def test_a_turned_grid_has_the_distances_of_the_straight_one(degrees):
+    """Also where a distance is just the tolerance, which single precision misses by a bit."""
+    sine, cosine = np.float32(np.sin(np.deg2rad(degrees))), np.float32(np.cos(np.deg2rad(degrees)))
+    turned = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]], dtype=np.float64) * (1, 2, 5)
+    for moved, distance_mm in (((3, 2, 2), 1), ((2, 3, 2), 2), ((2, 2, 3), 5)):
+        distances = compute_surface_distances(
+            mask_of((5, 5, 5), (2, 2, 2)), mask_of((5, 5, 5), moved), turned
+        )
+        assert compute_hausdorff_distance_mm(distances) == pytest.approx(distance_mm)
+        assert compute_surface_dice(distances, tolerance_mm=distance_mm) == 1
+        assert compute_surface_dice(distances, tolerance_mm=0.99 * distance_mm) == 0
 
 
 def test_docstring_example():
     prediction = np.array([[0, 1, 1, 0], [0, 1, 1, 0]], dtype=bool)[..., None]
     reference = np.array([[0, 1, 1, 1], [0, 1, 1, 1]], dtype=bool)[..., None]
-    distances = compute_surface_distances(prediction, reference, (1, 1, 1))
+    distances = compute_surface_distances(prediction, reference, np.eye(3))
     assert distances.prediction_to_reference_mm.tolist() == [0, 0, 0, 0]
     assert distances.reference_to_prediction_mm.tolist() == [0, 0, 1, 0, 0, 1]
     assert compute_average_surface_distance_mm(distances) == pytest.approx(2 / 10)
@@ -87,20 +111,20 @@ def test_inner_voxels_are_no_surface():
     solid[1:4, 1:4, 1:4] = True
     hollow = solid.copy()
     hollow[2, 2, 2] = False
-    distances = compute_surface_distances(solid, hollow, (1, 1, 1))
+    distances = compute_surface_distances(solid, hollow, np.eye(3))
     assert distances.prediction_to_reference_mm.size == 26
     assert compute_hausdorff_distance_mm(distances, percentile=100) == 0
 
 
 def test_mask_that_touches_the_border_has_a_surface_there():
     full = np.ones((4, 4, 4), dtype=bool)
-    assert compute_surface_distances(full, full, (1, 1, 1)).prediction_to_reference_mm.size == 64 - 8
+    assert compute_surface_distances(full, full, np.eye(3)).prediction_to_reference_mm.size == 64 - 8
 
 
 @pytest.mark.parametrize("predicted_voxels", [0, 1])
 def test_empty_reference(predicted_voxels):
     prediction = mask_of((3, 3, 3), *[(1, 1, 1)] * predicted_voxels)
-    distances = compute_surface_distances(prediction, np.zeros((3, 3, 3), dtype=bool), (1, 1, 1))
+    distances = compute_surface_distances(prediction, np.zeros((3, 3, 3), dtype=bool), np.eye(3))
     assert math.isnan(compute_hausdorff_distance_mm(distances))
     assert math.isnan(compute_average_surface_distance_mm(distances))
     surface_dice = compute_surface_dice(distances, tolerance_mm=1000)
@@ -109,7 +133,7 @@ def test_empty_reference(predicted_voxels):
 
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 2, 2\).*\(2, 2, 3\)"):
-        compute_surface_distances(np.ones((2, 2, 2), bool), np.ones((2, 2, 3), bool), (1, 1, 1))
+        compute_surface_distances(np.ones((2, 2, 2), bool), np.ones((2, 2, 3), bool), np.eye(3))
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,7 +141,7 @@ def test_other_shapes_are_refused():
 def test_distances_equal_those_of_every_pair(prediction, reference, spacing_mm):
     if not (prediction.any() and reference.any()):
         return
-    distances = compute_surface_distances(prediction, reference, spacing_mm)
+    distances = compute_surface_distances(prediction, reference, np.diag(spacing_mm))
     there, back = (
         brute_force(prediction, reference, spacing_mm),
         brute_force(reference, prediction, spacing_mm),
@@ -131,8 +155,8 @@ def test_distances_equal_those_of_every_pair(prediction, reference, spacing_mm):
 @settings(max_examples=50, deadline=None)
 @given(masks, masks, spacings, st.floats(0, 5))
 def test_metrics_are_symmetric(one, other, spacing_mm, tolerance_mm):
-    there = compute_surface_distances(one, other, spacing_mm)
-    back = compute_surface_distances(other, one, spacing_mm)
+    there = compute_surface_distances(one, other, np.diag(spacing_mm))
+    back = compute_surface_distances(other, one, np.diag(spacing_mm))
     for metric in (compute_hausdorff_distance_mm, compute_average_surface_distance_mm):
         assert metric(there) == pytest.approx(metric(back), nan_ok=True)
     surface_dice = compute_surface_dice(there, tolerance_mm)
@@ -143,7 +167,7 @@ def test_metrics_are_symmetric(one, other, spacing_mm, tolerance_mm):
 @settings(max_examples=50, deadline=None)
 @given(masks, spacings)
 def test_identical_masks_are_at_distance_0(mask, spacing_mm):
-    distances = compute_surface_distances(mask, mask, spacing_mm)
+    distances = compute_surface_distances(mask, mask, np.diag(spacing_mm))
     if mask.any():
         assert compute_hausdorff_distance_mm(distances, percentile=100) == 0
         assert compute_surface_dice(distances, tolerance_mm=0) == 1
@@ -157,7 +181,7 @@ def test_metrics_equal_monai(seed):
 
     prediction, reference = np.random.default_rng(seed).random((2, 12, 10, 8)) < 0.2
     spacing_mm = (0.7, 1.1, 3.0)
-    distances = compute_surface_distances(prediction, reference, spacing_mm)
+    distances = compute_surface_distances(prediction, reference, np.diag(spacing_mm))
     one, other = (torch.from_numpy(mask)[None, None] for mask in (prediction, reference))
     options = {"include_background": True, "spacing": spacing_mm}
     assert compute_hausdorff_distance_mm(distances) == pytest.approx(
