@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from medseg_brn.errors import DataError
@@ -22,7 +22,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     one stands at `path`.
 
     Raises:
-        DataError: the place cannot be written to, or the disk is full.
+        DataError: the place cannot be written to, or any other file operation of the block fails.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -31,11 +31,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary
         _replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"Cannot write {path}: the disk is full; free some space.") from error
-        raise
+        raise DataError(_tell(error, path, temporary)) from error
     finally:
-        _remove(temporary)
+        # What cannot be removed either is hidden by its name, and the first error is the one to tell.
+        with suppress(OSError):
+            _remove(temporary)
 
 
 def write_text_atomic(path: Path | str, text: str) -> None:
@@ -46,6 +46,18 @@ def write_text_atomic(path: Path | str, text: str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _tell(error: OSError, path: Path, temporary: Path) -> str:
+    """What went wrong in writing `path`, and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"Cannot write {path}: the disk is full; free some space."
+    reason = error.strerror or str(error) or type(error).__name__
+    file = error.filename
+    # The temporary name is of no use to anyone; that of another file is.
+    if isinstance(file, str | Path) and temporary not in (Path(file), *Path(file).parents):
+        reason += f" ({file})"
+    return f"Cannot write {path}: {reason}; correct this, or choose another place."
 
 
 def _make_parent(path: Path) -> None:

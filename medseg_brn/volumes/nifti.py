@@ -3,6 +3,7 @@
 import gzip
 import logging
 import zlib
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ GEOMETRY_FIELDS = (
 """Header fields that a written file repeats; names, dates and notes about the patient are left behind."""
 
 CHUNK_BYTES = 2**20
+
+SPACE_UNITS = 0b111
+"""The bits of `xyzt_units` that tell the unit of lengths; the others tell that of time."""
+
+OTHER_UNITS = {1: "metres", 3: "micrometres"}
+"""Units of lengths that are not mm; 0, unknown, is mm by all custom."""
 
 DAMAGES = (
     OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
@@ -40,7 +47,8 @@ def open_nifti(path: Path) -> ImageFile:
 
     Raises:
         DataError: the file is truncated or no NIfTI image, holds no real numbers, has no three axes (or four
-            with the channels last), or has a singular or not finite affine.
+            with the channels last), tells its lengths in another unit than mm, or has a singular or not
+            finite affine; when its values are read, also that they do not fit into memory.
     """
     try:
         image: Any = nib.load(path)
@@ -49,12 +57,14 @@ def open_nifti(path: Path) -> ImageFile:
     if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"{path} is not NIfTI but {type(image).__name__}; convert it to NIfTI.")
     _check_layout(path, image)
+    _check_unit(path, image.header)
     try:
         grid = Grid(image.shape[:3], image.affine, _geometry_of(image.header))  # type: ignore[arg-type]
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     channels = image.shape[3] if len(image.shape) == 4 else 1
-    return ImageFile(path, grid, channels, lambda: _read_array(path, type(image)))
+    num_bytes = prod(image.shape) * image.get_data_dtype().itemsize
+    return ImageFile(path, grid, channels, lambda: _read_array(path, type(image), num_bytes))
 
 
 def write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:
@@ -81,7 +91,20 @@ def _check_layout(path: Path, image: nib.Nifti1Pair) -> None:
     check_size(path, shape, dtype.itemsize, compressed=_is_compressed(path))
 
 
-def _read_array(path: Path, image_class: type[nib.Nifti1Pair]) -> np.ndarray:
+def _check_unit(path: Path, header: nib.Nifti1Header) -> None:
+    """Raises DataError for a unit that would make every spacing, volume and distance wrong."""
+    code = int(header["xyzt_units"])
+    unit = OTHER_UNITS.get(code & SPACE_UNITS)
+    if unit is not None:
+        sizes = ", ".join(f"{size:.4g}" for size in header["pixdim"][1:4])
+        raise DataError(
+            f"{path} tells its lengths in {unit} (xyzt_units {code}, voxels of {sizes}), and "
+            "only mm are read; convert both transforms of its header to mm, or, where they are in mm in "
+            "truth, correct the unit alone."
+        )
+
+
+def _read_array(path: Path, image_class: type[nib.Nifti1Pair], num_bytes: int) -> np.ndarray:
     """(X, Y, Z) or (X, Y, Z, channels) values; a fourth axis of one channel is dropped."""
     try:
         with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
@@ -90,6 +113,11 @@ def _read_array(path: Path, image_class: type[nib.Nifti1Pair]) -> np.ndarray:
             # Only at its end does gzip compare its checksum with what was read.
             while stream.read(CHUNK_BYTES):
                 pass
+    except MemoryError as error:
+        raise DataError(
+            f"{path} does not fit into memory: its values take {num_bytes / 2**30:.3g} GiB; crop or "
+            "resample it, or use a machine with more memory."
+        ) from error
     except DAMAGES as error:
         raise DataError(
             f"{path} is truncated or damaged: {reason(error)}; fetch or export it again."

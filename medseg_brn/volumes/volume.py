@@ -15,6 +15,14 @@ from medseg_brn.errors import DataError
 SMALLEST_VOLUME_FRACTION = 1e-4
 """A voxel this much smaller than the box of its edge lengths is flat: its axes lie in a plane."""
 
+GRID_TOLERANCE = 0.02
+"""Grids are one as long as no voxel is further off than this share of the smallest spacing.
+
+A NIfTI file tells its grid by the sform or by the qform, whose quaternion is in single precision: for a
+scan near LPS that is tilted a little, its rounding turns the grid by some 1e-5, or a hundredth of a voxel at
+the far corner. A shift that matters, from half a voxel on, is far beyond.
+"""
+
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -53,19 +61,30 @@ class Grid:
         """The patient directions nearest to the axes X, Y, Z, such as "RAS" or "LPS"."""
         return "".join(nib.orientations.aff2axcodes(self.affine))
 
-    def matches(self, other: "Grid", tolerance_mm: float = 1e-3) -> bool:
-        """Whether both grids have the same shape and no voxel lies further apart than the tolerance."""
+    def matches(self, other: "Grid", tolerance_mm: float | None = None) -> bool:
+        """Whether both grids have the same shape and no voxel lies further apart than the tolerance.
+
+        Args:
+            other: the grid to compare with.
+            tolerance_mm: None takes `GRID_TOLERANCE` of the smallest spacing of both.
+        """
+        if tolerance_mm is None:
+            tolerance_mm = _default_tolerance_mm(self, other)
         return self.shape == other.shape and _largest_distance_mm(self, other) <= tolerance_mm
 
-    def describe_difference(self, other: "Grid", tolerance_mm: float = 1e-3) -> str | None:
-        """Says in words where two grids differ, with both values, or None where they match."""
+    def describe_difference(self, other: "Grid", tolerance_mm: float | None = None) -> str | None:
+        """Says in words where two grids differ, with both values, or None where they match; see `matches`."""
+        if tolerance_mm is None:
+            tolerance_mm = _default_tolerance_mm(self, other)
         if self.shape != other.shape:
             return f"shape {self.shape} against {other.shape}"
         if self.matches(other, tolerance_mm):
             return None
         if self.orientation != other.orientation:
             return f"orientation {self.orientation} against {other.orientation}"
-        if not np.allclose(self.spacing_mm, other.spacing_mm, rtol=0, atol=tolerance_mm):
+        # What a spacing is off by adds up from voxel to voxel.
+        stretch_mm = np.abs(np.subtract(self.spacing_mm, other.spacing_mm)) * np.subtract(self.shape, 1)
+        if stretch_mm.max() > tolerance_mm:
             return f"spacing {_in_mm(self.spacing_mm)} against {_in_mm(other.spacing_mm)}"
         if not np.allclose(self.affine[:3, 3], other.affine[:3, 3], rtol=0, atol=tolerance_mm):
             return f"origin {_in_mm(self.affine[:3, 3])} against {_in_mm(other.affine[:3, 3])}"
@@ -132,6 +151,10 @@ def _largest_distance_mm(one: Grid, other: Grid) -> float:
     corners = np.array(list(product(*((0, size - 1) for size in one.shape))))
     apart = corners @ (one.affine - other.affine)[:3, :3].T + (one.affine - other.affine)[:3, 3]
     return float(np.linalg.norm(apart, axis=1).max())
+
+
+def _default_tolerance_mm(one: Grid, other: Grid) -> float:
+    return GRID_TOLERANCE * min(*one.spacing_mm, *other.spacing_mm)
 
 
 def _in_mm(lengths: np.ndarray | tuple[float, ...]) -> str:

@@ -87,3 +87,27 @@ def test_a_full_disk_is_told(tmp_path):
         Path("/dev/full").open("w") as full,
     ):
         full.write("text")
+
+
+def test_any_other_failure_of_the_system_is_one_message(tmp_path):
+    with pytest.raises(DataError, match=r"^Cannot write .*long\.txt: File name too long; .*another place\.$"):
+        write_text_atomic(tmp_path / ("very " * 60 + "long.txt"), "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_file_that_fails_is_named(tmp_path):
+    with (
+        pytest.raises(DataError, match=r"a\.txt: No such file or directory \(.*gone\.txt\)"),
+        atomic_path(tmp_path / "a.txt") as temporary,
+    ):
+        temporary.write_text((tmp_path / "gone.txt").read_text())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_temporary_name_is_not_told(tmp_path):
+    with (
+        pytest.raises(DataError, match=r"a\.txt: Is a directory; "),
+        atomic_path(tmp_path / "a.txt") as temporary,
+    ):
+        temporary.mkdir()
+        temporary.write_text("text")

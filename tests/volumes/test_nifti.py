@@ -1,6 +1,8 @@
 """What only NIfTI has: scaling, two transforms, headers of every kind of oddity."""
 
 import gzip
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -201,3 +203,38 @@ def test_a_shear_stands_in_the_sform_alone(tmp_path):
     assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 0)
     assert np.allclose(image.affine, affine)
     assert np.allclose(read_volume(tmp_path / "a.nii").affine, affine)
+
+
+@pytest.mark.parametrize(("unit", "told"), [("meter", "metres"), ("micron", "micrometres")])
+def test_lengths_in_another_unit_than_mm_are_refused(tmp_path, unit, told):
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.uint8), np.diag([0.5, 0.5, 2, 1]))
+    image.header.set_xyzt_units(unit, "sec")
+    image.to_filename(tmp_path / "a.nii")
+    with pytest.raises(DataError, match=rf"lengths in {told} .*0\.5, 0\.5, 2.*the unit alone"):
+        read_grid(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("lengths", ["unknown", "mm"])
+@pytest.mark.parametrize("time", ["unknown", "sec", "msec", "usec", "hz"])
+def test_the_unit_of_time_does_not_matter(tmp_path, lengths, time):
+    image = nib.Nifti1Image(np.zeros(SHAPE, np.uint8), np.eye(4))
+    image.header.set_xyzt_units(lengths, time)
+    image.to_filename(tmp_path / "a.nii")
+    assert read_volume(tmp_path / "a.nii").spacing_mm == (1, 1, 1)
+
+
+def test_a_volume_beyond_the_memory_is_not_called_damaged(tmp_path):
+    """8 GiB of voxels, a hole on the disk, in a process that may have 6 GiB."""
+    save(tmp_path / "a.nii", dim=[3, 2048, 2048, 1024, 1, 1, 1, 1])
+    with (tmp_path / "a.nii").open("r+b") as file:
+        file.truncate(352 + 2 * 2048 * 2048 * 1024)
+    program = (
+        "import resource, sys\n"
+        "from medseg_brn.volumes.reading import read_volume\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))\n"
+        "read_volume(sys.argv[1])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.nii")], capture_output=True, text=True, check=False
+    )
+    assert "a.nii does not fit into memory: its values take 8 GiB" in result.stderr

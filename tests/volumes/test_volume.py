@@ -5,8 +5,10 @@ import pickle
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from medseg_brn.errors import DataError
+from medseg_brn.volumes.reading import read_grid
 from medseg_brn.volumes.volume import Grid, Volume
 
 
@@ -110,3 +112,36 @@ def test_a_volume_travels_between_processes():
     copy = pickle.loads(pickle.dumps(volume))  # noqa: S301
     assert np.array_equal(copy.array, volume.array)
     assert copy.grid.header == header
+
+
+def test_the_qform_that_itk_wrote_lies_on_its_sform(tmp_path):
+    """A tilted scan, LPS as ITK has it: rounding of the quaternion puts its far corner 0.005 mm off."""
+    tilt, turn = np.deg2rad(12), np.deg2rad(0.7)
+    about_x = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+    about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    image = sitk.Image((600, 600, 2), sitk.sitkUInt8)
+    image.SetSpacing((0.8, 0.8, 5))
+    image.SetDirection((about_z @ about_x).ravel())
+    image.SetOrigin((-240, -240, 80))
+    sitk.WriteImage(image, tmp_path / "sform.nii.gz")
+    written = nib.load(tmp_path / "sform.nii.gz")
+    written.header["sform_code"] = 0
+    nib.Nifti1Image(written.dataobj, None, written.header).to_filename(tmp_path / "qform.nii.gz")
+    sform, qform = read_grid(tmp_path / "sform.nii.gz"), read_grid(tmp_path / "qform.nii.gz")
+    assert not sform.matches(qform, tolerance_mm=1e-3)
+    assert sform.matches(qform)
+    assert sform.describe_difference(qform) is None
+
+
+@pytest.mark.parametrize("spacing", [0.05, 1, 5])
+def test_a_shift_of_half_a_voxel_is_never_rounding(spacing):
+    grid = make_grid(diagonal=(spacing, spacing, 2 * spacing))
+    shifted = make_grid(diagonal=(spacing, spacing, 2 * spacing), origin=(spacing / 2, 0, 0))
+    assert not grid.matches(shifted)
+    assert grid.describe_difference(shifted).startswith("origin")
+    assert grid.matches(make_grid(diagonal=(spacing, spacing, 2 * spacing), origin=(0.01 * spacing, 0, 0)))
+
+
+def test_a_spacing_that_adds_up_is_told_as_such():
+    grid, other = make_grid((100, 10, 10)), make_grid((100, 10, 10), (1.01, 1, 1))
+    assert grid.describe_difference(other) == "spacing (1, 1, 1) mm against (1.01, 1, 1) mm"
