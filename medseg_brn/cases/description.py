@@ -23,8 +23,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}, line {error.lineno}, column {error.colno} is not valid JSON: {error.msg}; correct it."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read as text: {error}; save it in UTF-8.") from None
+    except OSError as error:
+        raise DataError(
+            f"Cannot read {path}: {error.strerror}; check the name, and that you may read it."
+        ) from None
     if not isinstance(content, dict):
         raise DataError(
             f'{path} holds {type(content).__name__}; a description is an object: {{"labels": {{…}}}}.'

@@ -22,6 +22,11 @@ from medseg_brn.errors import DataError
 OPTIONAL_COLUMNS = ("label", "site", "patient")
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a path is a CSV file; what it holds is not looked at."""
+    return path.suffix.lower() == ".csv" and path.is_file()
+
+
 def list_manifest(path: Path) -> Listing:
     """Returns the cases of a CSV manifest.
 

@@ -15,7 +15,10 @@ LOWEST_SHOWN = 3
 
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one label map.")],
-    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one label map.")],
+    references: Annotated[
+        Path,
+        typer.Argument(help="Folder of reference label maps, one label map, or a CSV manifest."),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write every figure to this JSON file.")
     ] = None,
@@ -24,13 +27,14 @@ def evaluate(
     ] = 1.0,
     dataset: Annotated[
         Path | None,
-        typer.Option(help="dataset.json with the class names; by default the one in or beside REFERENCES."),
+        typer.Option(help="dataset.json with the class names; by default the one that describes REFERENCES."),
     ] = None,
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Cases evaluated at a time.")] = 1,
 ) -> None:
     """Tell how good predictions are: Dice, HD95, surface distance, surface Dice, volumes.
 
-    Label maps pair by file name without suffix. REFERENCES may hold more cases than were predicted:
+    Label maps pair by file name without suffix; those of a CSV manifest have the name of their
+    case. `_probabilities.nii.gz` files are passed over. REFERENCES may hold more cases than were predicted:
 
     `medseg-brn evaluate out/ Task04_Hippocampus/labelsTr -o metrics.json`
 

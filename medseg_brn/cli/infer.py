@@ -20,7 +20,8 @@ def infer(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...", help="Image files, folders of them, or folders with a DICOM series."
+            metavar="INPUT...",
+            help="Image files, folders of them, folders with a DICOM series, or CSV manifests.",
         ),
     ],
     output: Annotated[
@@ -58,9 +59,10 @@ def infer(
 
     `medseg-brn infer runs/hippocampus imagesTs/ -o label_maps/`
 
-    A DICOM series is given as its folder and gives a NIfTI file. The channels of a model with several are
-    files named `case_0000`, `case_0001` … or one 4D file. One bad scan does not stop the others; the exit
-    code then is 1.
+    A DICOM series is given as its folder and gives a NIfTI file; so do the cases of a CSV manifest (as
+    `check` reads it), under the names they have there. The channels of a model with several are files named
+    `case_0000`, `case_0001` …, a manifest's columns, or one 4D file. One bad scan does not stop the others;
+    the exit code then is 1.
     """
     settings = {
         "mirror_axes": _parse_axes(mirror) if mirror is not None else None,

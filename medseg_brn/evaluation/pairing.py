@@ -1,12 +1,13 @@
 """Which prediction belongs to which reference, and what the classes are called."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from medseg_brn.cases.description import read_json
 from medseg_brn.cases.labels import parse_labels
+from medseg_brn.cases.manifest import is_manifest, list_manifest
 from medseg_brn.errors import DataError
-from medseg_brn.volumes.reading import VOLUME_SUFFIXES, is_volume_path, volume_stem
+from medseg_brn.volumes.reading import PROBABILITIES_ENDING, VOLUME_SUFFIXES, is_volume_path, volume_stem
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,27 @@ class Pairing:
 def pair_label_maps(predictions: Path, references: Path) -> Pairing:
     """Pairs label maps by file name without suffixes: `p/a.nii.gz` goes with `r/a.nrrd`.
 
-    Two files pair whatever their names are.
+    Two files pair whatever their names are. The label maps of a CSV manifest have the name of their case.
+
+    Args:
+        predictions: folder of label maps, or one label map.
+        references: the same, or a CSV manifest.
 
     Raises:
         DataError: a path does not exist or holds no label map, a case occurs twice in a folder, or
             no prediction has a reference.
     """
-    predicted, referenced = find_label_maps(predictions), find_label_maps(references)
-    if predictions.is_file() and references.is_file():
+    listed = is_manifest(references)
+    predicted = find_label_maps(predictions)
+    referenced = _list_label_maps(references) if listed else find_label_maps(references)
+    if predictions.is_file() and references.is_file() and not listed:
         return Pairing((Pair(volume_stem(predictions), predictions, references),), (), ())
     names = [name for name in predicted if name in referenced]
     if not names:
         raise DataError(
             f"No prediction in {predictions} ({_tell_names(list(predicted))}) has a reference "
-            f"in {references} ({_tell_names(list(referenced))}); give both files of a case the same name."
+            f"in {references} ({_tell_names(list(referenced))}); give both files of a case the same name "
+            "(in a manifest, that of the case)."
         )
     return Pairing(
         pairs=tuple(Pair(name, predicted[name], referenced[name]) for name in names),
@@ -55,7 +63,8 @@ def pair_label_maps(predictions: Path, references: Path) -> Pairing:
 def find_label_maps(path: Path) -> dict[str, Path]:
     """Case name -> file, sorted by name, of one file or of the label maps in a folder (not below it).
 
-    Hidden files are passed over (archives packed on macOS carry a `._name` beside each file).
+    Hidden files are passed over (archives packed on macOS carry a `._name` beside each file), and so are the
+    class probabilities that `infer` writes beside its label maps.
 
     Raises:
         DataError: the path does not exist, holds no label map, or holds two for one case.
@@ -66,7 +75,7 @@ def find_label_maps(path: Path) -> dict[str, Path]:
         raise DataError(f"{path} does not exist; give a folder of label maps, or one label map.")
     found: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
-        if not file.is_file() or file.name.startswith(".") or not is_volume_path(file):
+        if not file.is_file() or not is_volume_path(file) or file.name.lower().endswith(PROBABILITIES_ENDING):
             continue
         name = volume_stem(file)
         if name in found:
@@ -82,6 +91,19 @@ def find_label_maps(path: Path) -> dict[str, Path]:
     return found
 
 
+def _list_label_maps(manifest: Path) -> dict[str, Path]:
+    """Case name -> label map of the cases of a manifest that have one."""
+    found: dict[str, Path] = {}
+    for case in list_manifest(manifest).cases:
+        if case.name in found:
+            raise DataError(f"{manifest} lists case {case.name!r} twice; give each case a name of its own.")
+        if case.label_path is not None:
+            found[case.name] = case.label_path
+    if not found:
+        raise DataError(f"{manifest} lists no label map; add a column 'label' with their paths.")
+    return found
+
+
 def read_class_names(path: Path) -> dict[int, str]:
     """Label value -> class name, background (0) left out, from a `dataset.json` (Decathlon or nnU-Net).
 
@@ -92,26 +114,15 @@ def read_class_names(path: Path) -> dict[int, str]:
         DataError: the file is missing, is not JSON, or does not describe its labels.
     """
     file = path / "dataset.json" if path.is_dir() else path
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(
-            f"Cannot read {file}: {error.strerror}; give a dataset.json that names the classes."
-        ) from None
-    except ValueError as error:
-        raise DataError(
-            f"{file} is not valid JSON ({error}); correct it, or give another with --dataset."
-        ) from None
-    if not isinstance(description, dict):
-        raise DataError(
-            f"{file} holds a {type(description).__name__}; a dataset.json is an object with labels."
-        )
-    labels = parse_labels(description.get("labels"), str(file))
+    labels = parse_labels(read_json(file).get("labels"), str(file))
     return {value: name for name, value in labels.items() if value != 0}
 
 
 def find_description(references: Path) -> Path | None:
-    """The `dataset.json` beside the reference folder or inside it, if there is one."""
+    """The `dataset.json` in or beside the reference folder, or the JSON of a manifest's name, if any."""
+    if is_manifest(references):
+        described = references.with_suffix(".json")
+        return described if described.is_file() else None
     folder = references if references.is_dir() else references.parent
     beside = (folder / "dataset.json", folder.resolve().parent / "dataset.json")
     return next((file for file in beside if file.is_file()), None)

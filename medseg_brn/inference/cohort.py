@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg_brn.cases.manifest import is_manifest, list_manifest
 from medseg_brn.errors import DataError, MedsegError
 from medseg_brn.volumes.atomic import atomic_path
 from medseg_brn.volumes.nifti import write_nifti
-from medseg_brn.volumes.reading import VOLUME_SUFFIXES, is_volume_path, volume_stem
+from medseg_brn.volumes.reading import PROBABILITIES_ENDING, VOLUME_SUFFIXES, is_volume_path, volume_stem
 from medseg_brn.volumes.volume import Volume
 from medseg_brn.volumes.writing import WRITTEN_SUFFIXES, write_volume
 
 DEFAULT_SUFFIX = ".nii.gz"
-PROBABILITIES_ENDING = "_probabilities.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,26 @@ class Outcome:
 def find_inputs(paths: Sequence[Path | str], in_channels: int) -> Inputs:
     """Find the scans at the given places.
 
-    A place is an image file, a folder with one DICOM series, or a folder of such. Files of one folder that
-    end in `_0000`, `_0001` … (nnU-Net's layout), one per channel of the model, are one case.
+    A place is an image file, a folder with one DICOM series, a folder of such, or a CSV manifest, whose cases
+    keep their names and are written as NIfTI. Files of one folder that end in `_0000`, `_0001` … (nnU-Net's
+    layout), one per channel of the model, are one case.
 
     Raises:
-        DataError: a place does not exist or holds no image, or two cases would have the same output.
+        DataError: a place does not exist or holds no image, a manifest is not what it must be, or two cases
+            would have the same output.
     """
+    listed: list[InputCase] = []
     images: list[Path] = []
     passed_over: list[Path] = []
     for path in map(Path, paths):
+        if is_manifest(path):
+            listed += _list_cases(path)
+            continue
         found, others = _list_images(path)
         images += found
         passed_over += others
-    cases = [_make_case(name, files) for name, files in _group_channels(images, in_channels)]
+    grouped = [_make_case(name, files) for name, files in _group_channels(images, in_channels)]
+    cases = sorted(listed + grouped, key=lambda case: case.name)
     _check_unique(cases)
     return Inputs(tuple(cases), tuple(passed_over))
 
@@ -137,6 +144,11 @@ def _write(target: Path, label_map: Volume, probabilities: np.ndarray | None) ->
     return tuple(written)
 
 
+def _list_cases(manifest: Path) -> list[InputCase]:
+    cases = list_manifest(manifest).cases
+    return [InputCase(case.name, case.image_paths, case.name + DEFAULT_SUFFIX) for case in cases]
+
+
 def _list_images(path: Path) -> tuple[list[Path], list[Path]]:
     """Return the images at a place, and the entries of a folder that are none."""
     if not path.exists():
@@ -144,7 +156,8 @@ def _list_images(path: Path) -> tuple[list[Path], list[Path]]:
     if path.is_file():
         if not path.name.lower().endswith(VOLUME_SUFFIXES):
             raise DataError(
-                f"Input {path} is none of {', '.join(VOLUME_SUFFIXES)}; for DICOM give the series' folder"
+                f"Input {path} is none of {', '.join(VOLUME_SUFFIXES)}, nor a CSV manifest; for DICOM give "
+                "the series' folder"
             )
         return [path], []
     is_series = is_volume_path(path)

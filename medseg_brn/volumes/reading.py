@@ -14,6 +14,9 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
 
+PROBABILITIES_ENDING = "_probabilities.nii.gz"
+"""How the file of the class probabilities ends that lies beside a predicted label map."""
+
 
 def read_volume(path: Path | str) -> Volume:
     """The volume in a NIfTI, NRRD, MHA or MHD file, or in a folder that holds one DICOM series.

@@ -1,5 +1,6 @@
 """`medseg-brn infer`, run as a person runs it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,21 @@ def test_a_missing_model_is_told(tmp_path, scans):
     result = _infer(tmp_path / "nowhere", scans, "-o", tmp_path / "out")
     assert isinstance(result.exception, MedsegError)
     assert "nowhere" in str(result.exception)
+
+
+def test_a_manifest_is_segmented_and_evaluated(tmp_path, model_folder, scans):
+    """The reference of each case is its prediction, so that whatever was found, Dice is 1."""
+    (tmp_path / "cohort.csv").write_text("case,image\none,scans/a.nii.gz\ntwo,scans/b.nrrd\n")
+    out = tmp_path / "out"
+    result = _infer(model_folder, tmp_path / "cohort.csv", "-o", out, "--probabilities")
+    assert result.exit_code == 0, result.output
+    (tmp_path / "references.csv").write_text(
+        "case,image,label\none,scans/a.nii.gz,out/one.nii.gz\ntwo,scans/b.nrrd,out/two.nii.gz\n"
+    )
+    arguments = ["evaluate", str(out), str(tmp_path / "references.csv"), "-o", str(tmp_path / "metrics.json")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert [case["case"] for case in content["cases"]] == ["one", "two"]
+    assert content["summary"]["dice_mean"] == 1
+    assert content["failed"] == []

@@ -59,9 +59,7 @@ def test_class_names_in_both_spellings(tmp_path, labels):
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "told"), [("{", "not valid JSON"), ("[1]", "holds a list"), ("{}", "labels")]
-)
+@pytest.mark.parametrize(("text", "told"), [("{", "not valid JSON"), ("[1]", "holds list"), ("{}", "labels")])
 def test_bad_description(tmp_path, text, told):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=told):
@@ -81,3 +79,62 @@ def test_description_is_found_beside_the_references(tmp_path):
     assert find_description(references / "a.nii.gz") == tmp_path / "dataset.json"
     touch(references, "dataset.json")
     assert find_description(references) == references / "dataset.json"
+
+
+def test_a_description_written_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}', encoding="utf-8-sig")
+    assert read_class_names(tmp_path) == {1: "liver"}
+
+
+def test_class_probabilities_are_no_predictions(tmp_path):
+    predictions = touch(
+        tmp_path / "p", *("a.nii.gz", "a_probabilities.nii.gz", "b.nrrd", "b_probabilities.nii.gz")
+    )
+    assert list(find_label_maps(predictions)) == ["a", "b"]
+    assert pair_label_maps(predictions, touch(tmp_path / "r", "a.nii", "b.nii")).without_reference == ()
+    with pytest.raises(DataError, match="holds no label map"):
+        find_label_maps(touch(tmp_path / "only", "a_probabilities.nii.gz"))
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "cohort.csv"
+    path.write_text("case,image,label\na,x.nii,labels/17.nii\nb,y.nii,labels/4.nii\nc,z.nii,\n")
+    return path
+
+
+def test_a_manifest_tells_the_references_of_its_cases(tmp_path, manifest):
+    predictions = touch(tmp_path / "p", "b.nii.gz", "c.nii.gz")
+    pairing = pair_label_maps(predictions, manifest)
+    assert [(pair.case, pair.prediction.name, pair.reference) for pair in pairing.pairs] == [
+        ("b", "b.nii.gz", tmp_path / "labels" / "4.nii")
+    ]
+    assert (pairing.without_reference, pairing.without_prediction) == (("c",), ("a",))
+
+
+def test_one_prediction_is_found_in_a_manifest_by_its_name(tmp_path, manifest):
+    touch(tmp_path, "a.nii.gz", "other.nii.gz")
+    (pair,) = pair_label_maps(tmp_path / "a.nii.gz", manifest).pairs
+    assert (pair.case, pair.reference.name) == ("a", "17.nii")
+    with pytest.raises(DataError, match=r"\(other\).*\(a, b\)"):
+        pair_label_maps(tmp_path / "other.nii.gz", manifest)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("case,image\na,x.nii\n", "lists no label map"),
+        ("case,image,label\na,x.nii,1.nii\na,y.nii,2.nii\n", "lists case 'a' twice"),
+    ],
+)
+def test_a_manifest_without_references_of_its_own_is_told(tmp_path, manifest, text, told):
+    manifest.write_text(text)
+    with pytest.raises(DataError, match=told):
+        pair_label_maps(touch(tmp_path / "p", "a.nii.gz"), manifest)
+
+
+def test_the_description_of_a_manifest_has_its_name(tmp_path, manifest):
+    touch(tmp_path, "dataset.json")
+    assert find_description(manifest) is None
+    touch(tmp_path, "cohort.json")
+    assert find_description(manifest) == tmp_path / "cohort.json"

@@ -177,3 +177,25 @@ def test_nothing_is_predicted_where_outputs_cannot_be(tmp_path):
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "out.nii"))):
         infer_cohort(asked.append, _cases(tmp_path, "a", "b"), tmp_path / "out.nii")
     assert asked == []
+
+
+def test_a_manifest_gives_its_cases_under_their_names(tmp_path):
+    (tmp_path / "cohort.csv").write_text(
+        "case,image_0,image_1\np2,scans/x.mha,scans/y.mha\np1,u.nii,/far/v.nii\n"
+    )
+    _touch(tmp_path / "other", "a.nrrd")
+    found = find_inputs([tmp_path / "cohort.csv", tmp_path / "other"], 2)
+    assert found.cases == (
+        InputCase("a", (tmp_path / "other" / "a.nrrd",), "a.nrrd"),
+        InputCase("p1", (tmp_path / "u.nii", Path("/far/v.nii")), "p1.nii.gz"),
+        InputCase("p2", (tmp_path / "scans" / "x.mha", tmp_path / "scans" / "y.mha"), "p2.nii.gz"),
+    )
+    assert found.passed_over == ()
+
+
+def test_a_manifest_that_is_missing_or_names_a_case_twice_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"cohort\.csv does not exist"):
+        find_inputs([tmp_path / "cohort.csv"], 1)
+    (tmp_path / "cohort.csv").write_text("case,image\np1,a.nii\np1,b.nii\n")
+    with pytest.raises(DataError, match=r"2 inputs .* case 'p1': .*a\.nii, .*b\.nii"):
+        find_inputs([tmp_path / "cohort.csv"], 1)
