@@ -13,6 +13,7 @@ import numpy as np
 
 from medseg_brn.cases.case import Case, Problem
 from medseg_brn.cases.dataset import Dataset
+from medseg_brn.cases.intensity import find_not_finite
 from medseg_brn.cases.labels import find_values, map_to_classes
 from medseg_brn.errors import DataError
 from medseg_brn.volumes.geometry import canonicalize
@@ -23,6 +24,9 @@ __all__ = ["Inspection", "Problem", "check_dataset", "inspect_dataset"]
 
 # Voxels this many times larger or smaller than the median are more often a wrong header than a thick slice.
 SPACING_RATIO = 4.0
+
+# Air has -1000 HU in CT, or less where the scanner pads; magnitudes in MRI are not negative.
+HOUNSFIELD_AIR = -900
 
 SAME_GRID = (
     "Where the voxels do match, copy the header of the first onto the second; otherwise resample the second "
@@ -42,6 +46,8 @@ class CaseInspection:
     """Of all channels' values; equal for copies, whatever their files' compression or headers."""
     classes: frozenset[int] = frozenset()
     """The classes that the label map holds, as far as it can be read."""
+    minima: tuple[float, ...] = ()
+    """The least value of each channel, where the case has those of the dataset."""
 
     def report(self, message: str, remedy: str) -> None:
         """Adds an error."""
@@ -100,7 +106,7 @@ def inspect_dataset(
     _find_repeated_names(inspected)
     _find_copies(inspected)
     _find_unusual_spacings(inspected)
-    whole = [*dataset.problems, *_check_whole(dataset, inspected)]
+    whole = [*dataset.problems, *_check_whole(dataset, inspected), *_check_modalities(dataset, inspected)]
     return Inspection(whole + [problem for one in inspected for problem in one.problems], inspected)
 
 
@@ -117,6 +123,7 @@ def _inspect_case(case: Case, dataset: Dataset, allow_empty: bool) -> CaseInspec
         _check_values(found, path, volume.array)
     if channels and not found.problems:
         found.digest = _digest(volume.array for _, volume in channels)
+        found.minima = tuple(float(volume.array.min()) for _, volume in channels)
     if channels:
         canonical = canonicalize(channels[0][1])
         found.shape, found.spacing_mm = canonical.shape, canonical.spacing_mm
@@ -158,12 +165,11 @@ def _check_grid(found: CaseInspection, pair: str, first: Volume, second: Volume)
 
 
 def _check_values(found: CaseInspection, path: Path, array: np.ndarray) -> None:
-    finite = np.isfinite(array)
-    if not finite.all():
-        first = tuple(int(index) for index in np.argwhere(~finite)[0])
-        wrong = finite.size - np.count_nonzero(finite)
+    not_finite = find_not_finite(array)
+    if not_finite is not None:
+        wrong, first = not_finite
         found.report(
-            f"Image {path.name} has {wrong} NaN or infinite voxels of {finite.size}, the first at {first}.",
+            f"Image {path.name} has {wrong} NaN or infinite voxels of {array.size}, the first at {first}.",
             "Replace them, by the background's intensity for example.",
         )
     elif array.min() == array.max():
@@ -274,6 +280,24 @@ def _check_whole(dataset: Dataset, inspected: Sequence[CaseInspection]) -> list[
             "", message, "A class that never occurs cannot be learned; correct the description.", "warning"
         )
     ]
+
+
+def _check_modalities(dataset: Dataset, inspected: Sequence[CaseInspection]) -> list[Problem]:
+    """Warns where channels taken as MRI look like CT, which would be normalized as what it is not."""
+    least = [one.minima for one in inspected if one.minima]
+    taken = dataset.modalities
+    lowest = [float(value) for value in np.min(least, axis=0)] if least else []
+    low = [n for n, value in enumerate(lowest) if taken[n] == "mri" and value <= HOUNSFIELD_AIR]
+    if not low:
+        return []
+    told = " and ".join(f"channel {n} goes down to {lowest[n]:g}" for n in low)
+    fitting = ",".join("ct" if n in low else name for n, name in enumerate(taken))
+    message = f"What is taken as MRI looks like Hounsfield units: {told}."
+    remedy = (
+        f"If it is CT, train with dataset.modalities=[{fitting}] and check with --modalities {fitting}, or "
+        "call the channel CT in the dataset's description."
+    )
+    return [Problem("", message, remedy, "warning")]
 
 
 def _in_mm(spacing_mm: Sequence[float] | np.ndarray) -> str:

@@ -55,6 +55,18 @@ class IntensityScheme(BaseModel):
         return cast("tuple[float, float, float, float]", (self.low, self.high, self.mean, self.std))
 
 
+def find_not_finite(array: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
+    """Returns how many values are NaN or infinite, and the index of the first; None where all are finite.
+
+    It needs two bytes a voxel, where a list of all the indices would need 24.
+    """
+    finite = np.isfinite(array)
+    if finite.all():
+        return None
+    first = np.unravel_index(int(np.argmin(finite)), finite.shape)
+    return finite.size - int(np.count_nonzero(finite)), tuple(int(index) for index in first)
+
+
 def normalize_intensity(array: np.ndarray, scheme: IntensityScheme) -> np.ndarray:
     """Returns the channel normalized, as a new float32 array.
 

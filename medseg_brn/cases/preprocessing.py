@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from medseg_brn.cases.dataset import Dataset
 from medseg_brn.cases.fingerprint import Fingerprint
-from medseg_brn.cases.intensity import IntensityScheme, SchemeName, normalize_intensity
+from medseg_brn.cases.intensity import IntensityScheme, SchemeName, find_not_finite, normalize_intensity
 from medseg_brn.cases.spatial import CropName, SpatialRecord, plan_space, resample_image, resample_label_map
 from medseg_brn.config import PreprocessingConfig
 from medseg_brn.errors import ConfigError, DataError, ModelError
@@ -188,10 +188,10 @@ def _check_channels(channels: Sequence[Volume], preprocessing: Preprocessing, ca
                 f"Case '{case_name}': channels 0 and {index} are on different grids: {difference}; resample "
                 "one onto the other's grid."
             )
-        finite = np.isfinite(channel.array)
-        if not finite.all():
-            first = tuple(int(position) for position in np.argwhere(~finite)[0])
+        not_finite = find_not_finite(channel.array)
+        if not_finite is not None:
+            wrong, first = not_finite
             raise DataError(
-                f"Case '{case_name}', channel {index}: {int((~finite).sum())} voxels are NaN or infinite, "
+                f"Case '{case_name}', channel {index}: {wrong} voxels are NaN or infinite, "
                 f"the first is {channel.array[first]} at {first}; repair the file or leave out the case."
             )

@@ -20,6 +20,12 @@ def check(
     layout: Annotated[
         Literal["auto", "decathlon", "nnunet", "csv"], typer.Option(help="How the files are laid out.")
     ] = "auto",
+    modalities: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="mri or ct for each channel, as in ct or mri,ct; else as the dataset says."
+        ),
+    ] = None,
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Label maps without foreground are fine (healthy controls).")
     ] = False,
@@ -40,7 +46,8 @@ def check(
     from medseg_brn.errors import DataError
 
     with StageDisplay() as display:
-        described = read_dataset(dataset, layout)
+        given = [name.strip() for name in modalities.split(",")] if modalities is not None else None
+        described = read_dataset(dataset, layout, given)
         total = len(described.cases)
         done = iter(range(1, total + 1))
         inspection = inspect_dataset(

@@ -262,6 +262,24 @@ def test_a_class_that_never_occurs_is_a_warning(make_decathlon: Maker) -> None:
     assert "No label map holds 'right' (value 2)" in problem.message
 
 
+def test_ct_that_is_taken_as_mri_is_a_warning(make_nnunet: Maker, write_nifti: Callable) -> None:
+    """The first channel is called T1, the second CT; both hold Hounsfield units."""
+    folder = make_nnunet()
+    for name in ("p_0_0000", "p_0_0001", "p_1_0001"):
+        image = np.linspace(-1024, 1500, 720).reshape(8, 9, 10)
+        write_nifti(folder / "imagesTr" / f"{name}.nii.gz", image + 0.1 * int(name[2]) + int(name[-1]))
+    (problem,) = check_dataset(read_dataset(folder))
+    assert (problem.case, problem.severity) == ("", "warning")
+    assert "looks like Hounsfield units: channel 0 goes down to -1024." in problem.message
+    assert "dataset.modalities=[ct,ct]" in problem.remedy
+    assert check_dataset(read_dataset(folder, modalities=("ct", "ct"))) == []
+
+
+def test_mri_may_have_a_few_negative_values(blocks: Blocks) -> None:
+    blocks.image(blocks.sample_image(1) - 850)
+    assert blocks.problems() == []
+
+
 def test_what_the_description_got_wrong_is_told_first(make_decathlon: Maker) -> None:
     folder = make_decathlon(numTraining=260)
     (problem,) = check_dataset(read_dataset(folder))
@@ -298,6 +316,6 @@ def test_a_ct_and_the_label_map_of_another_scan(data_folder: Path, tmp_path: Pat
         f"right,{folder / 'example_ct_sm.nii.gz'},{folder / 'example_seg.nii.gz'}\n"
         f"wrong,{folder / 'example_ct.nii.gz'},{folder / 'example_seg.nii.gz'}\n"
     )
-    (problem,) = check_dataset(read_dataset(manifest))
+    (problem,) = check_dataset(read_dataset(manifest, modalities=("ct",)))
     assert (problem.case, problem.severity) == ("wrong", "error")
     assert "shape (122, 101, 112) against (122, 101, 30)" in problem.message

@@ -1,12 +1,14 @@
 """Intensity normalization against numbers worked out by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from medseg_brn.cases.intensity import IntensityScheme, normalize_intensity
+from medseg_brn.cases.intensity import IntensityScheme, find_not_finite, normalize_intensity
 
 ZSCORE = IntensityScheme(scheme="zscore")
 ZSCORE_NONZERO = IntensityScheme(scheme="zscore_nonzero")
@@ -93,3 +95,22 @@ def test_the_input_is_left_alone() -> None:
 def test_nonsense_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         IntensityScheme.model_validate(options)
+
+
+def test_values_not_finite_are_counted_and_the_first_is_found() -> None:
+    array = np.zeros((4, 5, 6), order="F")
+    assert find_not_finite(array) is None
+    array[1, 4, 0] = array[1, 2, 3] = np.nan
+    array[3, 0, 0] = -np.inf
+    assert find_not_finite(array) == (3, (1, 2, 3))
+    assert find_not_finite(np.arange(5)) is None
+
+
+def test_a_volume_of_nothing_but_nan_takes_little_memory() -> None:
+    array = np.full((64, 64, 64), np.nan, np.float32)
+    tracemalloc.start()
+    try:
+        assert find_not_finite(array) == (array.size, (0, 0, 0))
+        assert tracemalloc.get_traced_memory()[1] < 4 * array.size
+    finally:
+        tracemalloc.stop()

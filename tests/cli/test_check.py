@@ -119,3 +119,15 @@ def test_a_dataset_that_cannot_be_read_at_all_has_facts_nonetheless(folder: Path
 def test_help_teaches_with_an_example() -> None:
     _, output, _ = run("--help")
     assert "medseg-brn check Task04_Hippocampus" in output
+
+
+def test_modalities_can_be_told(folder: Path) -> None:
+    path = folder / "imagesTr" / "p1_0000.nii.gz"
+    nib.Nifti1Image(np.asarray(nib.load(path).dataobj) - 1024, np.diag([1, 1, 3, 1])).to_filename(path)
+    code, output, _ = run(folder, "--modalities", "mri", "--json")
+    assert code == 0
+    (problem,) = json.loads(output)["problems"]
+    assert "Hounsfield" in problem["message"] and "--modalities ct" in problem["remedy"]
+    assert json.loads(run(folder, "--modalities", " ct", "--json")[1])["problems"] == []
+    _, _, error = run(folder, "--modalities", "ct,pet")
+    assert isinstance(error, DataError) and "('ct', 'pet') do not fit" in str(error)
