@@ -63,20 +63,22 @@ def draw_overlay(image: Volume, reference: Volume, prediction: Volume, descripti
 
     Args:
         image: the scan, or one of its channels.
-        reference: label map on the scan's grid.
-        prediction: label map on the scan's grid.
+        reference: label map on the scan's voxels, whatever the order and direction of its axes.
+        prediction: the same.
         description: what is shown, in words, for screen readers.
 
     Raises:
-        DataError: the three do not lie on one grid.
+        DataError: the three do not lie on the same voxels.
     """
+    # Files of one scan may order their axes differently, as a DICOM series and its label map often do.
+    image, reference, prediction = (canonicalize(volume) for volume in (image, reference, prediction))
     for name, other in (("reference", reference), ("prediction", prediction)):
         difference = image.grid.describe_difference(other.grid)
         if difference is not None:
             raise DataError(
                 f"Image and {name} do not lie on one grid: {difference}; draw them on the same scan."
             )
-    slices = _cut_slices(*(canonicalize(volume) for volume in (image, reference, prediction)))
+    slices = _cut_slices(image, reference, prediction)
     window = _find_window(slices)
     drawing, panels = _make_panels([each.extent_mm for each in slices])
     for axes, each in zip(panels, slices, strict=True):

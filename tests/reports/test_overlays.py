@@ -97,3 +97,18 @@ def test_window_fits_what_is_segmented_not_air_and_bone():
     axial = panels_of(picture, (20, 20, 30))[0]
     organ = axial[axial.shape[0] // 2, axial.shape[1] // 2]
     assert 0.25 < organ < 0.75
+
+
+def test_each_file_may_have_its_own_orientation():
+    """An LPS scan, as DICOM has it, and an LAS label map of the same voxels, with axes swapped too."""
+    image, label_map = scan()
+    lps, las = np.diag([-1.0, -1.0, 1.0, 1.0]), np.diag([-1.0, 1.0, 1.0, 1.0])
+    lps[:2, 3] = (SHAPE[0] - 1, SHAPE[1] - 1)
+    las[0, 3] = SHAPE[0] - 1
+    turned = (
+        volume(image[::-1, ::-1], lps),
+        volume(label_map[::-1], las),
+        volume(label_map[::-1].swapaxes(0, 1), las[:, [1, 0, 2, 3]]),
+    )
+    straight = (volume(image), volume(label_map), volume(label_map))
+    assert draw_overlay(*turned, "x") == draw_overlay(*straight, "x")
