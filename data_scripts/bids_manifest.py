@@ -75,30 +75,34 @@ def collect_rows(
         site_column: column of `participants.tsv`.
 
     Raises:
-        DataError: there is no such folder, no complete case, or two files where one is expected.
+        DataError: there is no such folder, or no session with exactly one file of each kind.
     """
     if not any(root.glob("sub-*")):
         raise DataError(f"{root} holds no sub-* folders; a BIDS dataset is the folder that holds them.")
-    channels = [_find(_raw_folders(root, datatype), ending) for ending in image_endings]
-    labels = _find([derivatives], label_ending) if label_ending else {}
+    kinds = [(ending, _find(_raw_folders(root, datatype), ending)) for ending in image_endings]
+    if label_ending:
+        kinds.append((label_ending, _find([derivatives], label_ending)))
     sites = read_sites(root / "participants.tsv", site_column)
     rows, left_out = [], []
-    for session in sorted(set().union(*channels, labels), key=lambda session: session.name):
-        missing = [
-            ending for ending, found in zip(image_endings, channels, strict=True) if session not in found
+    for session in sorted(set().union(*(found for _, found in kinds)), key=lambda session: session.name):
+        files = [found[session] for _, found in kinds]
+        wrong = [
+            _tell_wrong(ending, paths)
+            for (ending, _), paths in zip(kinds, files, strict=True)
+            if len(paths) != 1
         ]
-        if label_ending and session not in labels:
-            missing.append(label_ending)
-        if missing:
-            left_out.append(f"{session.name} is left out: it has no {' and no '.join(missing)}")
+        if wrong:
+            left_out.append(f"{session.name} is left out: it has {' and '.join(wrong)}")
             continue
-        images = tuple(found[session] for found in channels)
-        rows.append(Row(session, images, labels.get(session), sites.get(session.subject)))
+        images = tuple(paths[0] for paths in files[: len(image_endings)])
+        label = files[-1][0] if label_ending else None
+        rows.append(Row(session, images, label, sites.get(session.subject)))
     if not rows:
-        wanted = ", ".join([*image_endings, *([label_ending] if label_ending else [])])
+        wanted = ", ".join(ending for ending, _ in kinds)
         raise DataError(
-            f"No session of {root} has all of {wanted}; files found in '{datatype}' folders end in "
-            f"{', '.join(_endings_present(root, datatype)) or 'nothing'}."
+            f"No session of {root} has one file of each of {wanted}; files found in '{datatype}' folders end "
+            f"in {', '.join(_endings_present(root, datatype)) or 'nothing'}."
+            + "".join(f" The first: {line}." for line in left_out[:1])
         )
     return rows, left_out
 
@@ -149,26 +153,26 @@ def _raw_folders(root: Path, datatype: str) -> list[Path]:
     return [*root.glob(f"sub-*/{datatype}"), *root.glob(f"sub-*/ses-*/{datatype}")]
 
 
-def _find(folders: Iterable[Path], ending: str) -> dict[Session, Path]:
-    """Returns the one file of each session whose name ends so, below these folders.
-
-    Raises:
-        DataError: a session has several.
-    """
+def _find(folders: Iterable[Path], ending: str) -> dict[Session, list[Path]]:
+    """Returns the files of each session whose names end so, below these folders; none for other sessions."""
     found: dict[Session, list[Path]] = defaultdict(list)
     for folder in folders:
         for path in sorted(folder.rglob(f"sub-*_{ending}.nii*")):
             session = _session_of(path)
             if session and path.name.endswith(tuple(f"_{ending}{end}" for end in VOLUME_ENDS)):
                 found[session].append(path)
-    for session, paths in sorted(found.items(), key=lambda item: item[0].name):
-        if len(paths) > 1:
-            names = ", ".join(str(path) for path in paths)
-            raise DataError(
-                f"{session.name} has {len(paths)} files ending in '{ending}': {names}. Give more of the "
-                "name, such as 'acq-3d_T1w', or one folder of label maps with --derivatives."
-            )
-    return {session: paths[0] for session, paths in found.items()}
+    return found
+
+
+def _tell_wrong(ending: str, paths: list[Path]) -> str:
+    """Says that there is no file, or which files there are where one is expected, and how to choose."""
+    if not paths:
+        return f"no {ending}"
+    names = ", ".join(str(path) for path in paths)
+    return (
+        f"{len(paths)} files ending in '{ending}' ({names}; give more of the name, such as 'acq-3d_T1w', or "
+        "one folder of label maps with --derivatives)"
+    )
 
 
 def _session_of(path: Path) -> Session | None:
@@ -216,8 +220,8 @@ def command(
 
     ENDING is the end of a file's name before .nii or .nii.gz: `T1w` finds sub-01_T1w.nii.gz and
     sub-01_acq-3d_T1w.nii.gz; `acq-3d_T1w` the latter alone. A session is a case if it has every image and the
-    label map; others are told and left out. Sessions of a participant share its `patient`, so folds never
-    split them.
+    label map, each once; others are told and left out. Sessions of a participant share its `patient`, so
+    folds never split them.
     """
     if output.suffix != ".csv":
         raise DataError(

@@ -54,6 +54,8 @@ PUBLISHED_MD5 = {
     "Task10_Colon": "bad7a188931dc2f6acf72b08eb6202d0",
 }
 
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60
 
@@ -65,11 +67,12 @@ def fetch_task(task: str, output: Path, base_url: str, sha256: str | None, progr
     """Downloads, verifies and unpacks one task into `output / task`; returns its archive's SHA-256.
 
     Raises:
-        DataError: the server cannot be reached; the archive is not the expected one, or not safe to unpack.
+        DataError: the server cannot be reached; an earlier record is damaged; the archive is not the expected
+            one, or not safe to unpack.
     """
     archive, record = output / f"{task}.tar", output / f"{task}.tar.sha256"
+    recorded = read_record(record) if sha256 is None and record.is_file() else None
     download(f"{base_url.rstrip('/')}/{task}.tar", archive, progress)
-    recorded = record.read_text(encoding="utf-8").split()[0] if record.is_file() else None
     try:
         found = verify(archive, sha256 or recorded, PUBLISHED_MD5[task], progress)
     except DataError:
@@ -148,6 +151,21 @@ def _total_bytes(content_range: str | None) -> int | None:
 
 
 # ---------------------------------------------------------------- verify
+
+
+def read_record(record: Path) -> str:
+    """Returns the SHA-256 that an earlier download recorded.
+
+    Raises:
+        DataError: there is none in the file.
+    """
+    words = record.read_text(encoding="utf-8", errors="replace").split()
+    if not words or not SHA256.fullmatch(words[0]):
+        raise DataError(
+            f"{record} holds no SHA-256, though an earlier download recorded one there; give it with "
+            "--sha256, or remove the file to compare the archive with the published MD5."
+        )
+    return words[0]
 
 
 def verify(archive: Path, sha256: str | None, md5: str, progress: ProgressCallback) -> str:
@@ -241,7 +259,7 @@ def command(
     """
     if task not in PUBLISHED_MD5:
         raise DataError(f"There is no task '{task}'; choose one of {', '.join(PUBLISHED_MD5)}.")
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+    if sha256 is not None and not SHA256.fullmatch(sha256):
         raise DataError(f"--sha256 {sha256} is no SHA-256: it has 64 hexadecimal digits.")
     if not url.startswith(("https://", "http://")):
         raise DataError(f"--url {url} is no web address: it begins with https:// or http://.")

@@ -99,20 +99,32 @@ def test_one_channel_without_labels_takes_every_session(make) -> None:
     assert list(rows(manifest)[0]) == ["case", "image", "site", "patient"]
 
 
-def test_a_longer_ending_chooses_among_several(make, bids) -> None:
+def test_two_runs_leave_their_session_out_until_one_is_chosen(make, bids) -> None:
     scan(bids, "sub-02_acq-2d_FLAIR")
     result, manifest = make("--image", "FLAIR")
-    assert_one_message(
-        result, "sub-02 has 2 files ending in 'FLAIR'", "acq-2d_FLAIR.nii.gz", "acq-3d_FLAIR.nii.gz"
-    )
+    assert result.returncode == 0, result.stderr
+    (told,) = (line for line in result.stdout.splitlines() if "left out" in line)
+    assert "sub-02 is left out: it has 2 files ending in 'FLAIR'" in told
+    assert "acq-2d_FLAIR.nii.gz" in told and "acq-3d_FLAIR.nii.gz" in told and "more of the name" in told
+    assert [row["case"] for row in rows(manifest)] == ["sub-01_ses-a", "sub-01_ses-b", "sub-03_ses-a"]
+    assert "left out" not in make("--image", "acq-3d_FLAIR")[0].stdout
+    assert len(rows(manifest)) == 4
+
+
+def test_where_every_session_is_left_out_the_first_reason_is_told(make, bids) -> None:
+    for session in ("sub-01_ses-a", "sub-01_ses-b", "sub-02", "sub-03_ses-a"):
+        scan(bids, f"{session}_run-2_T1w")
+    result, manifest = make()
+    assert_one_message(result, "sub-01_ses-a is left out: it has 2 files ending in 'T1w'", "run-2_T1w.nii.gz")
     assert not manifest.exists()
-    assert make("--image", "acq-3d_FLAIR")[0].returncode == 0
 
 
 def test_derivatives_of_one_pipeline_are_chosen_by_their_folder(make, bids) -> None:
     scan(bids, "sub-02_desc-lesion_mask", derivatives="automatic")
     arguments = ("--image", "T1w", "--label", "desc-lesion_mask")
-    assert_one_message(make(*arguments)[0], "sub-02 has 2 files", "--derivatives")
+    result, manifest = make(*arguments)
+    assert "sub-02 is left out: it has 2 files" in result.stdout and "--derivatives" in result.stdout
+    assert [row["case"] for row in rows(manifest)] == ["sub-01_ses-a", "sub-01_ses-b"]
     result, manifest = make(*arguments, "--derivatives", bids / "derivatives" / "automatic")
     assert result.returncode == 0, result.stderr
     assert [row["case"] for row in rows(manifest)] == ["sub-02"]
@@ -148,7 +160,7 @@ def test_a_folder_that_is_no_bids_dataset_is_told(make, tmp_path) -> None:
 
 
 def test_an_ending_that_none_has_is_told_with_those_that_are_there(make) -> None:
-    assert_one_message(make("--image", "T2w")[0], "has all of T2w", "FLAIR, T1w")
+    assert_one_message(make("--image", "T2w")[0], "one file of each of T2w", "FLAIR, T1w")
 
 
 def test_a_table_without_participants_column_is_told(make, bids) -> None:

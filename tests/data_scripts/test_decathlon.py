@@ -96,6 +96,16 @@ def test_a_recorded_sha256_is_compared_at_a_later_download(fetch, archive, serve
     assert fetch().returncode == 0
 
 
+@pytest.mark.parametrize("text", ["", "\n", "not a checksum\n"])
+def test_a_record_without_a_sha256_is_told(fetch, archive, tmp_path, text) -> None:
+    record = tmp_path / "data" / f"{TASK}.tar.sha256"
+    record.parent.mkdir()
+    record.write_text(text)
+    assert_one_message(fetch(), f"{TASK}.tar.sha256 holds no SHA-256", "remove the file")
+    assert fetch("--sha256", sha256(archive)).returncode == 0
+    assert record.read_text().startswith(sha256(archive))
+
+
 def test_an_interrupted_download_continues_where_it_stopped(fetch, archive, server, tmp_path) -> None:
     server.handler.breaks_off_after = 100_000
     result = fetch("--sha256", sha256(archive))
