@@ -101,7 +101,7 @@ class PatchesConfig(Section):
 
 
 class NetworkConfig(Section):
-    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (32, 64, 128, 256)
+    channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 64, 128, 256)
     """Feature channels per level, finest first."""
     strides: tuple[Size3, ...] | None = None
     """Per level, how much it is coarser than the one before; null is (1,1,1) then (2,2,2)."""

@@ -84,7 +84,7 @@ def test_overrides_win_and_are_yaml(write_config):
         ("inference: {mirror_axes: [0, 0]}", ["inference.mirror_axes", "(0, 0) repeat one"]),
         ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),
         ("patches: {augmentation: {scale: [1.2, 0.8]}}", ["scale is a range from low to high", "(1.2, 0.8)"]),
-        ("network: {channels: []}", ["network.channels", "at least 2"]),
+        ("network: {channels: []}", ["network.channels", "at least 1"]),
         ("a: 2024-13-45", ["mine.yaml", "not a plain YAML file"]),
         ("- 1\n- 2", ["mine.yaml", "list", "mapping"]),
         ("a: [", ["mine.yaml", "not a plain YAML file"]),
