@@ -57,7 +57,7 @@ def test_every_file_stands_in_a_room_of_the_design():
     ("room", "path"), _rooms_and_files(), ids=lambda value: getattr(value, "name", value)
 )
 def test_imports_point_up(room, path):
-    assert _wrong_arrows(room, path.read_text()) == []
+    assert _wrong_arrows(room, path.read_text(encoding="utf-8")) == []
 
 
 def test_an_arrow_that_points_down_is_found():
@@ -71,7 +71,11 @@ def test_an_arrow_that_points_down_is_found():
     ids=lambda value: getattr(value, "name", value),
 )
 def test_rooms_of_files_and_patients_know_no_torch(room, path):
-    assert not [name for name in _imports(path.read_text()) if name.split(".")[0] in ("torch", "monai")]
+    assert not [
+        name
+        for name in _imports(path.read_text(encoding="utf-8"))
+        if name.split(".")[0] in ("torch", "monai")
+    ]
 
 
 def test_the_command_line_starts_without_heavy_packages():
@@ -89,7 +93,7 @@ def test_nothing_loaded_can_execute():
     hits = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for _, path in _rooms_and_files()
-        for line in path.read_text().splitlines()
+        for line in path.read_text(encoding="utf-8").splitlines()
         if forbidden.search(line) and not line.strip().startswith("#") and ".eval(" not in line
     ]
     assert hits == []

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
@@ -39,10 +38,18 @@ def find_free_port() -> int:
         return listener.getsockname()[1]
 
 
-def merge_in_process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def run_twice(work: str, folder: Path) -> None:
+    """Run this file as two processes that find each other, each doing `work`."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    command = [sys.executable, __file__, work, str(folder)]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait(300) for process in processes] == [0, 0]
+
+
+def merge_in_process(rank: int, folder: str) -> None:
     layers = nn.Sequential(nn.BatchNorm3d(2), nn.BatchNorm3d(1))
     # process 0 saw the values -1, 1 in channel 0; process 1 saw 3, 5
     layers[0].running_mean.copy_(torch.tensor([0.0, 7.0]) if rank == 0 else torch.tensor([4.0, 7.0]))
@@ -54,7 +61,7 @@ def merge_in_process(rank: int, port: int, folder: str) -> None:
 
 
 def test_statistics_become_those_of_the_pooled_values(tmp_path):
-    mp.spawn(merge_in_process, args=(find_free_port(), str(tmp_path)), nprocs=2)
+    run_twice("merge", tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     pooled = torch.tensor([-1.0, 1.0, 3.0, 5.0])
     for state in found:
@@ -90,10 +97,7 @@ def test_two_processes_train_one_model(tiny_config, tmp_path, one_thread):
     assert "a run with 2 processes" in alone.stderr
 
 
-def train_in_process(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def train_in_process(rank: int, folder: str) -> None:
     with join_processes(CPU) as processes:
         state = make_state(EXPERIMENT, 1, 2, CPU)
         batches = [batch_of([2 * step + rank]) for step in range(3)]
@@ -102,7 +106,7 @@ def train_in_process(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_with_a_patch_each_are_one_with_two(tmp_path):
-    mp.spawn(train_in_process, args=(find_free_port(), str(tmp_path)), nprocs=2)
+    run_twice("train", tmp_path)
     state = make_state(EXPERIMENT, 1, 2, CPU)
     batches = [batch_of([2 * step, 2 * step + 1]) for step in range(3)]
     run_steps(state, iter(batches), EXPERIMENT, 0, dtype=torch.float32, processes=Processes())
@@ -110,3 +114,7 @@ def test_two_processes_with_a_patch_each_are_one_with_two(tmp_path):
     for name, value in state.network.state_dict().items():
         assert torch.equal(found[0][name], found[1][name]), name
         torch.testing.assert_close(found[0][name], value, rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    {"merge": merge_in_process, "train": train_in_process}[sys.argv[1]](int(os.environ["RANK"]), sys.argv[2])
