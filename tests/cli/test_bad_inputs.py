@@ -182,7 +182,7 @@ def test_check_names_the_fault_and_its_place(tmp_path, fault):
 def test_training_refuses_it_before_the_first_step(tmp_path, fault):
     spoil, _ = FAULTS[fault]
     spoil(make_dataset(tmp_path / "cubes"))
-    options = ("patches.size=[8,8,8]", "network.channels=[4,8]", "training.steps=2", "dataset.folds=4")
+    options = ("patches.size=[8,8,8]", "network.channels=[4,8,8]", "training.steps=2", "dataset.folds=4")
     overrides = [part for option in options for part in ("-s", option)]
     path = f"dataset.path={tmp_path / 'cubes'}"
     done = run("train", "demo", "-o", tmp_path / "run", "-s", path, *overrides)
@@ -195,7 +195,7 @@ def test_training_refuses_it_before_the_first_step(tmp_path, fault):
 @pytest.mark.slow
 def test_inference_refuses_it_and_writes_nothing(tmp_path):
     train = make_dataset(tmp_path / "good")
-    options = ("patches.size=[8,8,8]", "network.channels=[4,8]", "training.steps=2", "dataset.fold=null")
+    options = ("patches.size=[8,8,8]", "network.channels=[4,8,8]", "training.steps=2", "dataset.fold=null")
     overrides = [part for option in options for part in ("-s", option)]
     trained = run("train", "demo", "-o", tmp_path / "run", "-s", f"dataset.path={train}", *overrides)
     assert trained.returncode == 0, trained.stderr
