@@ -151,8 +151,22 @@ def _gradients_of_inputs(ctx: Any, gradients: tuple[Tensor, Tensor, Tensor]) -> 
 class _Transform(torch.autograd.Function):
     """`batch_renorm` outside of compilation."""
 
-    forward = staticmethod(_compute_output)
-    setup_context = staticmethod(_setup_context)
+    # Not in the newer form with `setup_context`, which inspects the signature at every call.
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        r: Tensor,
+        d: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, var, r, d)
+        ctx.eps = eps
+        return _compute_output(x, weight, bias, mean, var, r, d, eps)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
