@@ -31,16 +31,21 @@ class DemoResult:
     def describe(self) -> str:
         """What was made and where, and the commands that make it again."""
         folder = self.folder
+        made = {
+            "scans": f"{TRAINING_CASES} phantom heads to train on, as NIfTI",
+            "unseen": f"{UNSEEN_CASES} more, never trained on",
+            "run/report.html": "curves, Dice per case, overlays: open it in a browser",
+            "run/model": "the model, all that inference needs",
+            "predictions": "label maps of the unseen scans",
+            "metrics.json": "their evaluation",
+        }
+        width = max(len(str(folder / name)) for name in made)
+        listing = "\n".join(f"  {folder / name!s:<{width}}  {what}" for name, what in made.items())
         classes = ", ".join(f"{name} {dice:.3f}" for name, dice in self.class_dice.items())
         return f"""\
 Mean foreground Dice on {UNSEEN_CASES} unseen scans: {self.dice_mean:.3f} ({classes})
 
-  {folder / "scans"}          {TRAINING_CASES} phantom heads to train on, as NIfTI
-  {folder / "unseen"}         {UNSEEN_CASES} more, never trained on
-  {folder / "run" / "report.html"}   curves, Dice per case, overlays: open it in a browser
-  {folder / "run" / "model"}      the model, all that inference needs
-  {folder / "predictions"}    label maps of the unseen scans
-  {folder / "metrics.json"}   their evaluation
+{listing}
 
 The same by hand, which works with your own scans too:
 
