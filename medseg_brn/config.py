@@ -181,11 +181,25 @@ class TrainingConfig(Section):
     """Steps between checkpoints."""
 
 
+class PostprocessingConfig(Section):
+    keep_largest: bool = False
+    """Keep only the largest connected piece of the structure."""
+    remove_below_mm3: NonNegativeFloat = 0.0
+    """Remove connected pieces smaller than this volume."""
+    fill_holes: bool = False
+    """Fill background that the structure encloses."""
+
+
 class InferenceConfig(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Overlap of neighbouring windows, as a share of the patch size."""
+    """Overlap of windows, as a share of the patch size, for norms that depend on the tile; other networks
+    are evaluated exactly."""
     mirror_axes: Annotated[tuple[Axis, ...], AfterValidator(_refuse_repeats)] = ()
     """Axes mirrored for test-time augmentation; the predictions are averaged."""
+    skip_air: bool = True
+    """Leave out blocks of air (CT) or of zeros more than a block from anything else: they are background."""
+    postprocessing: dict[str, PostprocessingConfig] = {}
+    """What is done to structures of the label map, by class name."""
 
 
 class Experiment(Section):

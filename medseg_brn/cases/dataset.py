@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from medseg_brn.cases.case import Case, Listing, Problem
 from medseg_brn.cases.description import modality_of
+from medseg_brn.cases.intensity import find_not_finite
 from medseg_brn.cases.labels import find_values, map_to_classes
 from medseg_brn.cases.layouts import Layout, list_dataset
 from medseg_brn.config import Modality
 from medseg_brn.errors import DataError
 from medseg_brn.volumes.reading import read_channels, read_volume
+from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Volume
 
 __all__ = [
@@ -94,16 +94,20 @@ def read_dataset(
     )
 
 
-def read_images(case: Case) -> list[Volume]:
+def read_images(case: Case, scratch: Scratch | None = None) -> list[Volume]:
     """Returns one volume per channel, all on one grid.
+
+    Args:
+        case: its images.
+        scratch: where large arrays go; in memory by default.
 
     Raises:
         DataError: a file cannot be read, a voxel is NaN or infinite, or two channels lie on different grids.
     """
-    channels = [(path, volume) for path in case.image_paths for volume in read_channels(path)]
+    channels = [(path, volume) for path in case.image_paths for volume in read_channels(path, scratch)]
     first_path, first = channels[0]
     for path, volume in channels:
-        if not np.isfinite(volume.array).all():
+        if find_not_finite(volume.array) is not None:
             raise DataError(
                 f"Case {case.name!r}: {path} has NaN or infinite voxels; replace them, by 0 for example."
             )

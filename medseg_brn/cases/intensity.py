@@ -3,6 +3,8 @@
 Intensity operations change values and never the grid; label maps do not pass through here.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self, cast
 
 import numpy as np
@@ -12,6 +14,8 @@ SchemeName = Literal["zscore", "zscore_nonzero", "ct", "none"]
 
 # Spread below this share of the largest magnitude is float32 rounding, not anatomy.
 CONSTANT_TOLERANCE = 1e-6
+# Values that are worked on at once.
+SLAB_VALUES = 2**22
 
 
 class IntensityScheme(BaseModel):
@@ -56,50 +60,100 @@ class IntensityScheme(BaseModel):
 
 
 def find_not_finite(array: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
-    """Returns how many values are NaN or infinite, and the index of the first; None where all are finite.
-
-    It needs two bytes a voxel, where a list of all the indices would need 24.
-    """
-    finite = np.isfinite(array)
-    if finite.all():
+    """Returns how many values are NaN or infinite, and the index of the first; None where all are finite."""
+    if array.dtype.kind in "iub":
         return None
-    first = np.unravel_index(int(np.argmin(finite)), finite.shape)
-    return finite.size - int(np.count_nonzero(finite)), tuple(int(index) for index in first)
+    wrong, first = 0, None
+    for start, slab in iterate_slabs(array):
+        finite = np.isfinite(slab)
+        count = finite.size - int(np.count_nonzero(finite))
+        if count and first is None:
+            index = np.unravel_index(int(np.argmin(finite)), finite.shape)
+            first = (start + int(index[0]), *(int(n) for n in index[1:]))
+        wrong += count
+    return None if first is None else (wrong, first)
 
 
-def normalize_intensity(array: np.ndarray, scheme: IntensityScheme) -> np.ndarray:
-    """Returns the channel normalized, as a new float32 array.
+def iterate_slabs(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields slabs across X, and where each begins, so that no temporary is of a volume's size."""
+    planes = max(1, SLAB_VALUES // max(1, array[:1].size))
+    for start in range(0, len(array), planes):
+        yield start, array[start : start + planes]
+
+
+def measure_intensity(array: np.ndarray, scheme: IntensityScheme) -> "Normalization":
+    """Returns the change of values that the scheme means for this channel.
 
     Args:
         array: (X, Y, Z), finite, any real dtype.
-        scheme: What to do; `zscore` and `zscore_nonzero` measure `array` itself. A region whose
-            standard deviation is within float32 rounding of 0 has no contrast and becomes 0.
-
-    Returns:
-        (X, Y, Z) float32.
+        scheme: `zscore` and `zscore_nonzero` measure `array` itself. A region whose standard deviation is
+            within float32 rounding of 0 has no contrast and becomes 0.
     """
-    values = np.array(array, dtype=np.float32, order="C")
     if scheme.scheme == "ct":
         low, high, mean, std = scheme.ct_constants
-        np.clip(values, low, high, out=values)
-        values -= mean
-        values /= std
-    elif scheme.scheme == "zscore":
-        values = _standardize(values)
-    elif scheme.scheme == "zscore_nonzero":
-        inside = values != 0
-        values[inside] = _standardize(values[inside])
-    return values
+        return Normalization(mean, std, low=low, high=high)
+    if scheme.scheme == "none":
+        return Normalization(0.0, 1.0)
+    only_nonzero = scheme.scheme == "zscore_nonzero"
+    mean, std, largest = _measure(array, only_nonzero)
+    flat = std <= CONSTANT_TOLERANCE * largest
+    return Normalization(mean, float("inf") if flat else std, only_nonzero=only_nonzero)
 
 
-def _standardize(values: np.ndarray) -> np.ndarray:
-    """Makes float32 values (values - mean) / std, in place; no values, or constant ones, become 0."""
-    if values.size == 0:
+@dataclass(frozen=True)
+class Normalization:
+    """(value - mean) / std, after clipping to [low, high].
+
+    Attributes:
+        mean: subtracted.
+        std: divided by; infinite where there is no contrast, so that all values become 0.
+        low: lower clip.
+        high: upper clip.
+        only_nonzero: values that are 0 stay 0.
+    """
+
+    mean: float
+    std: float
+    low: float | None = None
+    high: float | None = None
+    only_nonzero: bool = False
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """Returns the values (any shape) normalized, as a new float32 array."""
+        values = np.array(array, dtype=np.float32, order="C")
+        outside = values == 0 if self.only_nonzero else None
+        if self.low is not None:
+            np.clip(values, self.low, self.high, out=values)
+        values -= np.float32(self.mean)
+        values /= np.float32(self.std)
+        if outside is not None:
+            values[outside] = 0
         return values
-    mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
-    if std <= CONSTANT_TOLERANCE * max(abs(values.min()), abs(values.max())):
-        values[...] = 0
-        return values
-    values -= np.float32(mean)
-    values /= np.float32(std)
-    return values
+
+
+def normalize_intensity(array: np.ndarray, scheme: IntensityScheme) -> np.ndarray:
+    """Returns the channel (X, Y, Z) normalized by what `measure_intensity` finds, as a new float32 array."""
+    return measure_intensity(array, scheme).apply(array)
+
+
+def _measure(array: np.ndarray, only_nonzero: bool) -> tuple[float, float, float]:
+    """Returns mean, standard deviation and largest magnitude, in float64, in two passes."""
+    count, total, largest = 0, 0.0, 0.0
+    for values in _chosen(array, only_nonzero):
+        count += values.size
+        total += float(values.sum(dtype=np.float64))
+        largest = max(largest, float(np.abs(values).max(initial=0)))
+    if count == 0:
+        return 0.0, 0.0, 0.0
+    mean, squares = total / count, 0.0
+    for values in _chosen(array, only_nonzero):
+        difference = values.astype(np.float64)
+        difference -= mean
+        squares += float(np.vdot(difference, difference))
+    return mean, (squares / count) ** 0.5, largest
+
+
+def _chosen(array: np.ndarray, only_nonzero: bool) -> Iterator[np.ndarray]:
+    for _, slab in iterate_slabs(array):
+        values = slab.astype(np.float32, copy=False).ravel()
+        yield values[values != 0] if only_nonzero else values

@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from medseg_brn.cases.dataset import Dataset
 from medseg_brn.cases.fingerprint import Fingerprint
-from medseg_brn.cases.intensity import IntensityScheme, SchemeName, find_not_finite, normalize_intensity
+from medseg_brn.cases.intensity import IntensityScheme, SchemeName, find_not_finite, measure_intensity
 from medseg_brn.cases.spatial import CropName, SpatialRecord, plan_space, resample_image, resample_label_map
 from medseg_brn.config import PreprocessingConfig
 from medseg_brn.errors import ConfigError, DataError, ModelError
 from medseg_brn.volumes.geometry import canonicalize
+from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Volume
 
 SpacingMm = Annotated[FiniteFloat, Field(gt=0)]
@@ -107,7 +108,10 @@ def resolve_preprocessing(
 
 
 def prepare_images(
-    channels: Sequence[Volume], preprocessing: Preprocessing, case_name: str = "image"
+    channels: Sequence[Volume],
+    preprocessing: Preprocessing,
+    case_name: str = "image",
+    scratch: Scratch | None = None,
 ) -> PreparedImages:
     """Returns the scan as the network sees it.
 
@@ -115,17 +119,29 @@ def prepare_images(
         channels: The scan's channels, in the order of `preprocessing.intensity`, on one grid.
         preprocessing: What to do.
         case_name: Named in errors.
+        scratch: Where the result goes; in memory by default. Nothing else of a volume's size is made.
 
     Raises:
         DataError: Another number of channels, channels on different grids, or NaN or infinite voxels.
     """
     _check_channels(channels, preprocessing, case_name)
     record = plan_space(channels, preprocessing.crop, preprocessing.spacing_mm)
-    prepared = np.empty((len(channels), *record.network_shape), dtype=np.float32)
+    scratch = scratch or Scratch()
+    prepared = scratch.empty((len(channels), *record.network_shape), np.float32)
     for index, (channel, scheme) in enumerate(zip(channels, preprocessing.intensity, strict=True)):
         canonical = canonicalize(channel)
-        normalized = normalize_intensity(canonical.array[record.region], scheme)
-        prepared[index] = resample_image(normalized, record.network_shape, canonical.spacing_mm)
+        inside = canonical.array[record.region]
+        normalization = measure_intensity(inside, scheme)
+        resample_image(
+            lambda first, last, inside=inside, normalization=normalization: normalization.apply(  # type: ignore[misc]
+                inside[first:last]
+            ),
+            inside.shape,
+            canonical.spacing_mm,
+            prepared[index],
+        )
+        scratch.release(channel.array)
+    scratch.release(prepared)
     return PreparedImages(prepared, record)
 
 

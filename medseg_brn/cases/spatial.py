@@ -6,7 +6,8 @@ A `SpatialRecord` holds what the way back needs. Everything here moves voxels an
 what they mean: images are interpolated, label maps keep their classes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,11 +16,12 @@ from scipy import ndimage
 
 from medseg_brn.errors import ModelError
 from medseg_brn.volumes.geometry import (
+    Order,
     canonicalize,
     crop_grid,
     resample_array,
+    resample_slabs,
     resampled_grid,
-    restore_orientation,
 )
 from medseg_brn.volumes.volume import Grid, Volume
 
@@ -31,6 +33,8 @@ BODY_THRESHOLD_HU = -500.0
 THICK_SLICE_RATIO = 3.0
 # A voxel size this close to the target is the target: resampling would blur and gain nothing.
 SPACING_TOLERANCE = 0.01
+# Connected pieces are looked for on no more voxels than this; their numbers take four bytes each.
+COMPONENT_VOXELS = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,37 +108,62 @@ def find_crop(
     if crop == "none":
         return (0, 0, 0), full
     if crop == "body":
-        mask = _largest_component(channels[0] > BODY_THRESHOLD_HU)
-    else:
-        mask = np.logical_or.reduce([channel != 0 for channel in channels])
+        return _find_body(channels[0])
+    return _find_bounds(channels)
+
+
+def _find_body(array: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Returns the bounds of the body; in a large scan looked for on every second voxel or fewer, and wider
+    by as many."""
+    step = math.ceil((array.size / COMPONENT_VOXELS) ** (1 / 3))
+    mask = _largest_component(array[::step, ::step, ::step] > BODY_THRESHOLD_HU)
     boxes = ndimage.find_objects(mask.view(np.uint8))
     if not boxes:
-        return (0, 0, 0), full
-    return _as_triple(side.start for side in boxes[0]), _as_triple(side.stop for side in boxes[0])
+        return (0, 0, 0), array.shape
+    wider = step - 1
+    lower = (max(0, side.start * step - wider) for side in boxes[0])
+    upper = (min(n, side.stop * step + wider) for side, n in zip(boxes[0], array.shape, strict=True))
+    return _as_triple(lower), _as_triple(upper)
 
 
-def resample_image(array: np.ndarray, shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
-    """Returns an image channel on `shape` voxels over the same field of view, float32.
+def _find_bounds(channels: Sequence[np.ndarray]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Returns the bounds of all that is not 0 in any channel."""
+    shape = channels[0].shape
+    found = [np.zeros(size, bool) for size in shape]
+    for x in range(shape[0]):
+        plane = np.logical_or.reduce([channel[x] != 0 for channel in channels])
+        found[0][x] = plane.any()
+        found[1] |= plane.any(1)
+        found[2] |= plane.any(0)
+    if not found[0].any():
+        return (0, 0, 0), _as_triple(shape)
+    ends = [np.flatnonzero(axis)[[0, -1]] for axis in found]
+    return _as_triple(int(first) for first, _ in ends), _as_triple(int(last) + 1 for _, last in ends)
+
+
+def resample_image(
+    read_planes: Callable[[int, int], np.ndarray],
+    old_shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    out: np.ndarray,
+) -> None:
+    """Resamples an image channel over the same field of view, slab by slab.
 
     Axes that lose voxels are smoothed first. Cubic, except along thick slices (an axis whose voxels
     are more than 3 times as long as along both others), where it is linear; nnU-Net's rule (Isensee
     et al. 2021), which takes the nearest slice there.
 
     Args:
-        array: (X, Y, Z) image.
-        shape: Shape wanted.
-        spacing_mm: Voxel size of `array`.
+        read_planes: Gives the planes [first, last) of the channel, (x, Y, Z).
+        old_shape: Its shape.
+        spacing_mm: Its voxel size.
+        out: (X, Y, Z) float32, of the shape wanted; filled.
     """
-    if array.shape == tuple(shape):
-        return array.astype(np.float32, copy=False)
-    new_spacing_mm = [own * old / new for own, old, new in zip(spacing_mm, array.shape, shape, strict=True)]
+    new_spacing_mm = [own * old / new for own, old, new in zip(spacing_mm, old_shape, out.shape, strict=True)]
     thick = next((axis for axis in map(_thick_axis, (spacing_mm, new_spacing_mm)) if axis is not None), None)
-    if thick is None:
-        return resample_array(array, shape, "cubic", antialias=True)
-    in_plane = list(shape)
-    in_plane[thick] = array.shape[thick]
-    flat = resample_array(array, in_plane, "cubic", antialias=True)
-    return resample_array(flat, shape, "linear", antialias=True)
+    orders: list[Order] = ["linear" if axis == thick else "cubic" for axis in range(3)]
+    for start, slab in resample_slabs(read_planes, old_shape, out.shape, orders, antialias=True):
+        out[start : start + len(slab)] = slab
 
 
 def resample_label_map(label_map: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -151,47 +180,6 @@ def resample_label_map(label_map: np.ndarray, shape: Sequence[int]) -> np.ndarra
     classes = np.unique(label_map)
     masks = ((label_map == value).astype(np.float32) for value in classes)
     return classes[_running_argmax(masks, shape)]
-
-
-def restore_scores(scores: Iterable[np.ndarray], record: SpatialRecord) -> np.ndarray:
-    """Returns the label map that the scores of all classes give on the scan's own grid.
-
-    Each class is resampled linearly to the scan's voxels before the largest wins, so borders fall
-    between the network's voxels. Outside the crop is class 0. Beside the scores of one class, this
-    holds three to four float volumes of the scan's size, however many classes there are.
-
-    Args:
-        scores: Array (K, X, Y, Z), or an iterable of K arrays (X, Y, Z), on the network's grid:
-            logits or probabilities. An iterable is consumed class by class and never held whole.
-        record: How the scan was prepared.
-
-    Returns:
-        Label map with the input grid's shape: uint8, or uint16 with more than 256 classes.
-
-    Raises:
-        ModelError: A class's shape is not the network grid's, or a score is NaN.
-    """
-    checked = (_check_scores(np.asarray(score), record) for score in scores)
-    cropped = _running_argmax(checked, record.cropped_shape)
-    return _paste(cropped, record, outside=0)
-
-
-def restore_probabilities(probabilities: np.ndarray, record: SpatialRecord) -> np.ndarray:
-    """Returns the probabilities on the scan's own grid; outside the crop the background has 1.
-
-    Args:
-        probabilities: (K, X, Y, Z) on the network's grid, in [0, 1].
-        record: How the scan was prepared.
-
-    Returns:
-        (K, *input shape) float32 in [0, 1].
-    """
-    restored = np.empty((len(probabilities), *record.input_grid.shape), dtype=np.float32)
-    for index, probability in enumerate(probabilities):
-        checked = _check_scores(np.asarray(probability), record)
-        cropped = resample_array(checked, record.cropped_shape, "linear")
-        restored[index] = _paste(cropped, record, outside=1 if index == 0 else 0)
-    return restored
 
 
 def _running_argmax(scores: Iterable[np.ndarray], shape: Sequence[int]) -> np.ndarray:
@@ -224,22 +212,6 @@ def _resample_planes(score: np.ndarray, shape: Sequence[int]) -> Iterator[np.nda
         below = int(position)
         above = position - np.float32(below)  # share of the plane above
         yield stack[below] if above == 0 else (1 - above) * stack[below] + above * stack[below + 1]
-
-
-def _check_scores(score: np.ndarray, record: SpatialRecord) -> np.ndarray:
-    if score.shape != record.network_shape:
-        raise ModelError(
-            f"Scores of one class have shape {score.shape}, but the scan was prepared as "
-            f"{record.network_shape}; restore scores with the record of their own scan."
-        )
-    return score
-
-
-def _paste(cropped: np.ndarray, record: SpatialRecord, outside: int) -> np.ndarray:
-    """Returns the kept region inside the whole scan, in the scan's own axes."""
-    whole = np.full(record.canonical_shape, outside, dtype=cropped.dtype)
-    whole[record.region] = cropped
-    return np.ascontiguousarray(restore_orientation(whole, record.input_grid))
 
 
 def _canonical_view(grid: Grid) -> Volume:

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medseg_brn.cases.preprocessing import Preprocessing
 from medseg_brn.config import InferenceConfig, Modality, NetworkConfig, Size3
-from medseg_brn.errors import ModelError
+from medseg_brn.errors import ConfigError, ModelError
+from medseg_brn.inference.postprocessing import choose_rules
 
 FORMAT_NAME: Final = "medseg_brn model"
 FORMAT_VERSION: Final = 1
@@ -65,6 +66,10 @@ class ModelDescription(BaseModel):
                 f"preprocessing.intensity is for {len(self.preprocessing.intensity)} channels "
                 f"but modalities for {self.in_channels}"
             )
+        try:
+            choose_rules(self.inference.postprocessing, self.class_names)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
 

@@ -1,53 +1,97 @@
 """A loaded model: from a scan to a label map on the scan's own grid."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
 import torch
 from torch import nn
 
-from medseg_brn.cases.case import Case
-from medseg_brn.cases.dataset import read_images
-from medseg_brn.cases.preprocessing import prepare_images
-from medseg_brn.cases.spatial import restore_probabilities, restore_scores
-from medseg_brn.errors import DataError
-from medseg_brn.inference.windows import Progress, predict_probabilities
+from medseg_brn.cases.preprocessing import Preprocessing
+from medseg_brn.cases.restoring import LabelMapRestorer, ProbabilityRestorer
+from medseg_brn.inference.machine import default_budget_bytes, resident_bytes
+from medseg_brn.inference.postprocessing import choose_rules, postprocess_label_map
+from medseg_brn.inference.prediction import Options, Progress, compute_scores
+from medseg_brn.inference.predictor import Predictor
 from medseg_brn.models.description import ModelDescription
-from medseg_brn.networks.surgery import fold
-from medseg_brn.volumes.reading import volume_stem
+from medseg_brn.models.scan import AIR_BLOCK, Images, PreparedScan, prepare_scan
+from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Volume
 
-Images = str | Path | Volume | Sequence[str | Path] | Sequence[Volume]
+# Of the memory allowed, the arrays of the scan may take this share; what is more goes to files.
+SCAN_SHARE = 0.4
+# Classes, and label values beside them.
+LABEL_MAP_BYTES = 2
+# For libraries, their buffers and what the allocator keeps.
+RESERVED_BYTES = 100e6
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a model, with the preprocessing it was trained on."""
+
+    predictor: Predictor
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says of one scan.
+
+    Attributes:
+        label_map: with the label values of the training data, on exactly the scan's grid.
+        probabilities: (K, X, Y, Z) float32 in [0, 1] on that grid, where asked for.
+        plan: how it was computed, in a line.
+        predicted_bytes: memory planned for features and scores; None for overlapping windows.
+    """
+
+    label_map: Volume
+    probabilities: np.ndarray | None
+    plan: str
+    predicted_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network ready to predict, and the description it came with.
+    """One network or several ready to predict, and the description they came with.
 
     Attributes:
-        network: folded, in evaluation mode, on `device`, in channels_last_3d.
-        description: classes, label values, preprocessing, patch size and all else.
-        device: where it computes.
-        dtype: what its convolutions compute in, float32 or bfloat16.
+        members: the network; or those of an ensemble, whose probabilities are averaged.
+        description: classes, label values, inference settings and all else.
     """
 
-    network: nn.Module
+    members: tuple[Member, ...]
     description: ModelDescription
-    device: torch.device
-    dtype: torch.dtype
 
     @classmethod
     def from_network(
         cls, network: nn.Module, description: ModelDescription, device: torch.device, dtype: torch.dtype
     ) -> "Model":
         """Make a model of a trained network, which stays as it is: a copy is folded."""
-        folded = fold(network, (1, description.in_channels, *description.patch_size))
-        folded.requires_grad_(False)
-        folded.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stub
-        return cls(folded, description, device, dtype)
+        return cls.from_networks([(network, description)], description, device, dtype)
+
+    @classmethod
+    def from_networks(
+        cls,
+        members: Sequence[tuple[nn.Module, ModelDescription]],
+        description: ModelDescription,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "Model":
+        """Make a model of the trained networks of an ensemble, each with its own description."""
+        made = tuple(
+            Member(Predictor(network, own.patch_size, device, dtype), own.preprocessing)
+            for network, own in members
+        )
+        return cls(made, description)
+
+    @property
+    def method_note(self) -> str | None:
+        """Why overlapping windows are blended, where a network's answer depends on the tile; else None."""
+        reason = next(filter(None, (member.predictor.tile_dependence for member in self.members)), None)
+        return reason and f"Overlapping windows are blended: {reason}"
 
     @overload
     def predict(
@@ -57,6 +101,7 @@ class Model:
         probabilities: Literal[False] = False,
         overlap: float | None = None,
         mirror_axes: Sequence[int] | None = None,
+        memory_bytes: int | None = None,
         progress: Progress | None = None,
     ) -> Volume: ...
 
@@ -68,6 +113,7 @@ class Model:
         probabilities: Literal[True],
         overlap: float | None = None,
         mirror_axes: Sequence[int] | None = None,
+        memory_bytes: int | None = None,
         progress: Progress | None = None,
     ) -> tuple[Volume, np.ndarray]: ...
 
@@ -78,6 +124,7 @@ class Model:
         probabilities: bool = False,
         overlap: float | None = None,
         mirror_axes: Sequence[int] | None = None,
+        memory_bytes: int | None = None,
         progress: Progress | None = None,
     ) -> Volume | tuple[Volume, np.ndarray]:
         """Segment one scan.
@@ -86,10 +133,11 @@ class Model:
             images: a file, a folder with a DICOM series, or a Volume; or a list of them, one per channel
                 in the order of the training data. One 4D file may hold all channels.
             probabilities: also return each class's probability.
-            overlap: of neighbouring windows, as a share in [0, 1); the model's own by default.
+            overlap: blend windows with this overlap, a share in [0, 1), instead of evaluating exactly.
             mirror_axes: axes 0, 1, 2 (canonical: left-right, front-back, up-down) mirrored for test-time
                 augmentation; the model's own by default.
-            progress: called with (windows done, windows in all).
+            memory_bytes: what the process may take; by default what it has and half of what is free.
+            progress: called with (parts done, parts in all).
 
         Returns:
             The label map, with the label values of the training data, on exactly the grid of the (first)
@@ -98,57 +146,85 @@ class Model:
         Raises:
             DataError: a file cannot be read, the channels do not fit the model or each other, or voxels are
                 NaN or infinite.
+            ConfigError: the memory does not suffice.
         """
-        name, volumes = _read_channels(images)
-        self._check_channel_count(name, len(volumes))
-        prepared = prepare_images(volumes, self.description.preprocessing, name)
-        settings = self.description.inference
-        predicted = predict_probabilities(
-            self.network,
-            prepared.array,
-            patch_size=self.description.patch_size,
-            overlap=settings.overlap if overlap is None else overlap,
-            mirror_axes=settings.mirror_axes if mirror_axes is None else mirror_axes,
-            device=self.device,
-            dtype=self.dtype,
+        prediction = self.segment(
+            self.prepare(images, memory_bytes=memory_bytes),
+            probabilities=probabilities,
+            overlap=overlap,
+            mirror_axes=mirror_axes,
+            memory_bytes=memory_bytes,
             progress=progress,
         )
-        scores = predicted.cpu().numpy()
-        classes = restore_scores(scores, prepared.record)
-        label_map = Volume(_to_label_values(classes, self.description.label_values), volumes[0].grid)
-        return (label_map, restore_probabilities(scores, prepared.record)) if probabilities else label_map
+        if prediction.probabilities is None:
+            return prediction.label_map
+        return prediction.label_map, prediction.probabilities
 
-    def _check_channel_count(self, name: str, count: int) -> None:
-        modalities = self.description.modalities
-        if count != len(modalities):
-            raise DataError(
-                f"Case {name!r} has {_count(count, 'channel')}, but model {self.description.name!r} takes "
-                f"{len(modalities)} ({', '.join(modalities)}); give one image per channel, in the order of "
-                f"the training data: {name}_0000, {name}_0001 and so on in a folder, or one 4D file"
-            )
+    def prepare(self, images: Images, *, memory_bytes: int | None = None) -> PreparedScan:
+        """Read and preprocess a scan: the part of `predict` that needs no network."""
+        allowed = default_budget_bytes() if memory_bytes is None else memory_bytes
+        scratch = Scratch(in_memory_bytes=int(SCAN_SHARE * allowed))
+        preprocessings = [member.preprocessing for member in self.members]
+        settings = self.description.inference
+        return prepare_scan(
+            images,
+            preprocessings,
+            skip_air=settings.skip_air,
+            scratch=scratch,
+            model_name=self.description.name,
+            modalities=self.description.modalities,
+        )
+
+    def segment(
+        self,
+        scan: PreparedScan,
+        *,
+        probabilities: bool = False,
+        overlap: float | None = None,
+        mirror_axes: Sequence[int] | None = None,
+        memory_bytes: int | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Segment a prepared scan; the arguments are those of `predict`."""
+        settings = self.description.inference
+        num_classes = self.description.num_classes
+        labels = LabelMapRestorer(scan.record, num_classes, scan.scratch)
+        restored = ProbabilityRestorer(scan.record, num_classes, scan.scratch) if probabilities else None
+        options = Options(
+            windows=overlap is not None,
+            overlap=settings.overlap if overlap is None else overlap,
+            mirror_axes=tuple(settings.mirror_axes if mirror_axes is None else mirror_axes),
+            budget_bytes=_budget(memory_bytes, scan),
+            occupied=scan.occupied,
+            block=AIR_BLOCK,
+            probabilities=probabilities or scan.record.network_shape != scan.record.cropped_shape,
+        )
+        predictors = [member.predictor for member in self.members]
+        scores = compute_scores(predictors, scan.images, options, scan.scratch, progress)
+        for slab in scores.slabs:
+            labels.take(slab)
+            if restored is not None:
+                restored.take(slab)
+        rules = choose_rules(settings.postprocessing, self.description.class_names)
+        classes = postprocess_label_map(Volume(labels.finish(), scan.grid), rules)
+        values = _to_label_values(classes.array, self.description.label_values)
+        return Prediction(
+            Volume(values, scan.grid),
+            None if restored is None else restored.finish(),
+            scores.plan,
+            scores.predicted_bytes,
+        )
 
 
-def _read_channels(images: Images) -> tuple[str, list[Volume]]:
-    """Return a name for messages, and the channels."""
-    items = [images] if isinstance(images, str | Path | Volume) else list(images)
-    if not items:
-        raise DataError("There are no images to predict: the list is empty")
-    volumes = [item for item in items if isinstance(item, Volume)]
-    if len(volumes) == len(items):
-        return "image", volumes
-    paths = tuple(Path(item) for item in items if isinstance(item, str | Path))
-    if len(paths) < len(items):
-        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
-        raise DataError(f"Images are given as paths or as Volumes, not as {kinds}")
-    name = volume_stem(paths[0].resolve()) or "image"
-    return name, read_images(Case(name, paths))
+def _budget(memory_bytes: int | None, scan: PreparedScan) -> float:
+    """Return what features and scores may take: of the memory allowed, what is not taken or spoken for."""
+    allowed = default_budget_bytes() if memory_bytes is None else memory_bytes
+    return allowed - resident_bytes() - LABEL_MAP_BYTES * math.prod(scan.grid.shape) - RESERVED_BYTES
 
 
 def _to_label_values(classes: np.ndarray, label_values: Sequence[int]) -> np.ndarray:
     """Return the label map with each class replaced by its value, in the smallest integer type for all."""
     smallest = np.result_type(*(np.min_scalar_type(value) for value in label_values))
+    if classes.dtype == smallest and list(label_values) == list(range(len(label_values))):
+        return classes
     return np.asarray(label_values, dtype=smallest)[classes]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -4,6 +4,8 @@ from math import gcd
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medseg_brn.errors import ConfigError
 from medseg_brn.networks.batch_renorm import (
@@ -15,6 +17,13 @@ from medseg_brn.networks.batch_renorm import (
 )
 
 NORMALIZATIONS = ("batch_renorm", "batch", "sync_batch", "group", "instance", "layer", "none")
+
+# What computes a voxel from a neighbourhood of fixed size, or only holds other layers.
+_LOCAL = (
+    nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d, nn.MaxPool3d, BatchRenorm, _BatchNorm, _InstanceNorm,
+    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Dropout3d, nn.Dropout,
+    nn.Sequential, nn.ModuleList,
+)  # fmt: skip
 
 BATCH_RENORM_CLASSES = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
 BATCH_NORM_CLASSES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -51,6 +60,27 @@ def make_normalization(name: str, channels: int, *, dimensions: int = 3, **optio
         case "none":
             return nn.Identity()
     raise ConfigError(f"normalization {name!r} does not exist; choose one of {', '.join(NORMALIZATIONS)}")
+
+
+def find_tile_dependence(network: nn.Module) -> str | None:
+    """Return why a network's answer at a voxel depends on the tile it is computed in, or None if it does not.
+
+    In evaluation mode, convolutions, norms with running statistics, activations and pooling of a fixed size
+    are fixed functions of a voxel's neighbourhood. A norm that measures its own input is not, nor is a layer
+    that is not known to be one of these.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm | _InstanceNorm | nn.LayerNorm) and not _has_statistics(layer):
+            return f"{type(layer).__name__} normalizes by the mean and variance of the tile itself"
+        if isinstance(layer, BatchRenorm | _BatchNorm) and not _has_statistics(layer):
+            return f"{type(layer).__name__} has no running statistics and takes those of the tile"
+        if next(layer.children(), None) is None and not isinstance(layer, _LOCAL):
+            return f"{type(layer).__name__} is not known to give every tile the same answer"
+    return None
+
+
+def _has_statistics(layer: nn.Module) -> bool:
+    return getattr(layer, "running_var", None) is not None
 
 
 def set_renorm_step(module: nn.Module, step: int, schedule: Schedule | None = None) -> None:

@@ -15,6 +15,7 @@ from medseg_brn.cases.preprocessing import Preprocessing, resolve_preprocessing
 from medseg_brn.config import Experiment
 from medseg_brn.errors import ConfigError, DataError
 from medseg_brn.experiment import PHANTOM_PATHS
+from medseg_brn.inference.postprocessing import choose_rules
 from medseg_brn.volumes.atomic import write_text_atomic
 
 Progress = Callable[[str, int, int], None]
@@ -54,6 +55,7 @@ def prepare_training_data(
         DataError: the dataset or one of its cases is not what it must be, or not what the run began with.
     """
     dataset = open_dataset(experiment, run_folder, progress)
+    choose_rules(experiment.inference.postprocessing, dataset.class_names)  # before hours of training
     training, held_out = split_dataset(dataset, experiment)
     preprocessing = _resolve(experiment, dataset, training, run_folder, progress)
     count = len(training) + len(held_out)

@@ -15,10 +15,12 @@ from medseg_brn.config import Experiment
 from medseg_brn.evaluation.evaluate import evaluate_case
 from medseg_brn.evaluation.overlap import compute_dice
 from medseg_brn.evaluation.results import CaseEvaluation, Evaluation
-from medseg_brn.inference.windows import predict_probabilities
+from medseg_brn.inference.prediction import Options, compute_scores
+from medseg_brn.inference.predictor import Predictor
 from medseg_brn.models.package import Model
 from medseg_brn.volumes.atomic import write_text_atomic
 from medseg_brn.volumes.reading import read_volume
+from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.writing import write_volume
 
 TOLERANCE_MM = 1.0
@@ -33,22 +35,14 @@ def validate_quickly(
     dtype: torch.dtype,
 ) -> float:
     """Mean foreground Dice over whole volumes on the network's own grid; absent classes are left out."""
-    was_training = network.training
-    network.eval()
+    predictor = Predictor(network, experiment.patches.size, device, dtype)
+    options = Options(overlap=experiment.inference.overlap, probabilities=False)
     dice = []
     for case in cases:
-        probabilities = predict_probabilities(
-            network,
-            torch.from_numpy(np.array(case.image())),
-            patch_size=experiment.patches.size,
-            overlap=experiment.inference.overlap,
-            mirror_axes=(),
-            device=device,
-            dtype=dtype,
-        )
-        label_map = probabilities.argmax(0).cpu().numpy()
+        with Scratch() as scratch:
+            scores = compute_scores([predictor], [np.array(case.image())], options, scratch)
+            label_map = np.concatenate([slab.argmax(0) for slab in scores.slabs])
         dice.append(compute_dice(label_map, case.label_map(), num_classes))
-    network.train(was_training)
     per_class = np.array(dice)
     defined = [column[~np.isnan(column)].mean() for column in per_class.T if not np.isnan(column).all()]
     return float(np.mean(defined)) if defined else float("nan")

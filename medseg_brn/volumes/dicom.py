@@ -71,7 +71,7 @@ def open_dicom(folder: Path) -> ImageFile:
         affine = slices[0].affine.copy()
         affine[:3, 2] = _step_mm(folder, slices)
         shape = (*first.shape[:2], len(slices))
-    return ImageFile(folder, make_grid(folder, shape, affine), 1, lambda: _read_array(folder, slices))
+    return ImageFile(folder, make_grid(folder, shape, affine), 1, lambda _: _read_array(folder, slices))
 
 
 def _is_dicom(path: Path) -> bool:

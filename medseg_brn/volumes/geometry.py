@@ -4,7 +4,8 @@ Axes and affines follow `volume.py`. Grids made here carry no NIfTI header, for 
 it was read from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,12 @@ from scipy.ndimage import gaussian_filter1d
 from medseg_brn.volumes.volume import Grid, Volume
 
 Order = Literal["linear", "nearest", "cubic"]
+
+GAUSSIAN_REACH = 4
+"""How many standard deviations SciPy's Gaussian looks at."""
+
+SLAB_VALUES = 2**22
+"""Values that are resampled at once."""
 
 CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 """nibabel's orientation array of RAS+: axis i runs along world axis i, forwards."""
@@ -37,11 +44,11 @@ def restore_orientation(array: np.ndarray, grid: Grid) -> np.ndarray:
     """Undoes `canonicalize`: an array in canonical axes, in the axes of the grid it came from.
 
     Args:
-        array: (X, Y, Z) in canonical axes.
+        array: (X, Y, Z) or (X, Y, Z, channels) in canonical axes.
         grid: the grid before `canonicalize`.
 
     Returns:
-        A view of the same values, with the shape of `grid`.
+        A view of the same values, with the shape of `grid`; channels stay last.
 
     Raises:
         ValueError: the array has not the shape that `canonicalize` gives a volume on `grid`.
@@ -49,8 +56,9 @@ def restore_orientation(array: np.ndarray, grid: Grid) -> np.ndarray:
     orientation = io_orientation(grid.affine)
     # Axis i of the grid became axis source[i], reversed where flip[i] is -1.
     source, flip = orientation[:, 0].astype(int), orientation[:, 1]
-    restored = np.flip(array.transpose(source), axis=tuple(axis for axis in range(3) if flip[axis] < 0))
-    if restored.shape != grid.shape:
+    moved = array.transpose(*source, *range(3, array.ndim))
+    restored = np.flip(moved, axis=tuple(axis for axis in range(3) if flip[axis] < 0))
+    if restored.shape[:3] != grid.shape:
         raise ValueError(
             f"a canonical array of shape {array.shape} does not come from a grid of shape {grid.shape}"
         )
@@ -123,13 +131,58 @@ def resample_array(
     result = np.asarray(array, dtype=np.float32)
     # The axis that shrinks most goes first: the later ones then have less to do.
     for axis in sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis]):
-        old, new = array.shape[axis], shape[axis]
-        if old == new:
-            continue
-        if antialias and new < old:
-            result = gaussian_filter1d(result, (old / new - 1) / 2, axis=axis, mode="nearest")
-        result = _resample_axis(result, axis, new, order)
+        result = _change_axis(result, axis, shape[axis], order, antialias)
     return result.copy() if result is array else result
+
+
+def resample_slabs(
+    read_planes: Callable[[int, int], np.ndarray],
+    old_shape: Sequence[int],
+    shape: Sequence[int],
+    orders: Sequence[Order],
+    *,
+    antialias: bool = False,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Values of an array at the voxels of another shape, as `resample_array` has them, slab by slab.
+
+    Args:
+        read_planes: gives the planes [first, last) of the array, (x, Y, Z).
+        old_shape: of the array.
+        shape: the three sizes wanted.
+        orders: "linear" or "cubic", per axis.
+        antialias: as in `resample_array`.
+
+    Yields:
+        The plane at which a slab begins, and its values (x, *shape[1:]), float32, consecutive along X.
+    """
+    old, new = old_shape[0], shape[0]
+    sigma = (old / new - 1) / 2 if antialias and new < old else 0.0
+    margin = int(GAUSSIAN_REACH * sigma + 0.5)
+    planes = max(1, SLAB_VALUES // max(1, prod(shape[1:])))
+    for start in range(0, new, planes):
+        stop = min(start + planes, new)
+        position = (np.arange(start, stop) + 0.5) * old / new - 0.5
+        first, last = start, stop
+        if old != new:
+            first = max(0, int(np.floor(position[0])) - 1 - margin)
+            last = min(old, int(np.floor(position[-1])) + 3 + margin)
+        stack = np.asarray(read_planes(first, last), dtype=np.float32)
+        for axis in (1, 2):
+            stack = _change_axis(stack, axis, shape[axis], orders[axis], antialias)
+        if old != new:
+            stack = gaussian_filter1d(stack, sigma, axis=0, mode="nearest") if sigma else stack
+            stack = _interpolate(stack, 0, position - first, orders[0])
+        yield start, stack
+
+
+def _change_axis(array: np.ndarray, axis: int, new: int, order: Order, antialias: bool) -> np.ndarray:
+    """Resamples one axis, smoothed first where it loses voxels."""
+    old = array.shape[axis]
+    if old == new:
+        return array
+    if antialias and new < old:
+        array = gaussian_filter1d(array, (old / new - 1) / 2, axis=axis, mode="nearest")
+    return _interpolate(array, axis, (np.arange(new) + 0.5) * old / new - 0.5, order)
 
 
 def _sizes(shape: np.ndarray) -> tuple[int, int, int]:
@@ -142,10 +195,9 @@ def _nearest_indices(old: int, new: int) -> np.ndarray:
     return np.minimum(((2 * np.arange(new) + 1) * old) // (2 * new), old - 1)
 
 
-def _resample_axis(array: np.ndarray, axis: int, new: int, order: Order) -> np.ndarray:
+def _interpolate(array: np.ndarray, axis: int, position: np.ndarray, order: Order) -> np.ndarray:
     """Interpolates along one axis: a weighted sum of 2 (linear) or 4 (cubic) neighbours, edges repeated."""
-    old = array.shape[axis]
-    position = (np.arange(new) + 0.5) * old / new - 0.5
+    old, new = array.shape[axis], len(position)
     below = np.floor(position).astype(int)
     along_axis = [new if other == axis else 1 for other in range(3)]
     result = np.zeros([new if other == axis else array.shape[other] for other in range(3)], dtype=np.float32)

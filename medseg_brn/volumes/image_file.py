@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg_brn.errors import DataError
+from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Grid
 
 LARGEST_DEFLATE_RATIO = 1032
@@ -21,8 +22,11 @@ class ImageFile:
     path: Path
     grid: Grid
     channels: int
-    read_array: Callable[[], np.ndarray]
-    """Reads the values, (X, Y, Z), or (X, Y, Z, channels) for several channels; DataError when damaged."""
+    read_array: Callable[[Scratch], np.ndarray]
+    """Reads the values, (X, Y, Z), or (X, Y, Z, channels) for several channels; DataError when damaged.
+
+    NIfTI's values go where the `Scratch` puts them; those of other formats, read by libraries, into memory.
+    """
 
 
 def check_size(path: Path, shape: Sequence[int], itemsize: int, *, compressed: bool) -> None:

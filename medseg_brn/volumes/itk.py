@@ -48,7 +48,7 @@ def open_itk(path: Path) -> ImageFile:
     if data_path is not None:
         check_size(data_path, (*reader.GetSize(), channels), itemsize, compressed=True)
     grid = make_grid(path, reader.GetSize(), affine_of(reader))
-    return ImageFile(path, grid, channels, lambda: read_array(path, reader))
+    return ImageFile(path, grid, channels, lambda _: read_array(path, reader))
 
 
 def write_itk(array: np.ndarray, grid: Grid, path: Path) -> None:

@@ -5,13 +5,14 @@ import logging
 import zlib
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
 
 from medseg_brn.errors import DataError
 from medseg_brn.volumes.image_file import ImageFile, check_size, reason
+from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Grid
 
 GEOMETRY_FIELDS = (
@@ -20,7 +21,7 @@ GEOMETRY_FIELDS = (
 )  # fmt: skip
 """Header fields that a written file repeats; names, dates and notes about the patient are left behind."""
 
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**24
 
 SPACE_UNITS = 0b111
 """The bits of `xyzt_units` that tell the unit of lengths; the others tell that of time."""
@@ -63,8 +64,7 @@ def open_nifti(path: Path) -> ImageFile:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     channels = image.shape[3] if len(image.shape) == 4 else 1
-    num_bytes = prod(image.shape) * image.get_data_dtype().itemsize
-    return ImageFile(path, grid, channels, lambda: _read_array(path, type(image), num_bytes))
+    return ImageFile(path, grid, channels, lambda scratch: _read_array(path, image, scratch))
 
 
 def write_nifti(array: np.ndarray, grid: Grid, path: Path) -> None:
@@ -104,12 +104,19 @@ def _check_unit(path: Path, header: nib.Nifti1Header) -> None:
         )
 
 
-def _read_array(path: Path, image_class: type[nib.Nifti1Pair], num_bytes: int) -> np.ndarray:
-    """(X, Y, Z) or (X, Y, Z, channels) values; a fourth axis of one channel is dropped."""
+def _read_array(path: Path, image: Any, scratch: Scratch) -> np.ndarray:
+    """(X, Y, Z) or (X, Y, Z, channels) values; a fourth axis of one channel is dropped.
+
+    They are read piece by piece, so that beside the values themselves nothing of their size is made.
+    """
+    proxy, dtype = image.dataobj, image.get_data_dtype()
+    scaled = (proxy.slope, proxy.inter) != (1, 0)
+    num_bytes = prod(image.shape) * dtype.itemsize
     try:
+        values = scratch.empty((prod(image.shape),), np.float32 if scaled else dtype.newbyteorder("="))
         with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
-            image: Any = image_class.from_file_map(image_class.make_file_map({"image": stream}), mmap=False)
-            array = _values(image.dataobj)
+            stream.seek(proxy.offset)
+            _read_values(stream, dtype, values, (proxy.slope, proxy.inter) if scaled else None, scratch)
             # Only at its end does gzip compare its checksum with what was read.
             while stream.read(CHUNK_BYTES):
                 pass
@@ -122,14 +129,29 @@ def _read_array(path: Path, image_class: type[nib.Nifti1Pair], num_bytes: int) -
         raise DataError(
             f"{path} is truncated or damaged: {reason(error)}; fetch or export it again."
         ) from error
+    array = values.reshape(image.shape, order="F")
     return array[..., 0] if image.shape[3:] == (1,) else array
 
 
-def _values(proxy: nib.arrayproxy.ArrayProxy) -> np.ndarray:
-    if proxy.slope == 1 and proxy.inter == 0:
-        array = np.asarray(proxy)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
-    return np.asarray(proxy, dtype=np.float32)
+def _read_values(
+    stream: BinaryIO | gzip.GzipFile,
+    dtype: np.dtype,
+    values: np.ndarray,
+    scaling: tuple[float, float] | None,
+    scratch: Scratch,
+) -> None:
+    """Fills `values` with the next ones of the stream, times slope plus intercept where they are scaled."""
+    step = CHUNK_BYTES // dtype.itemsize
+    for start in range(0, len(values), step):
+        wanted = min(step, len(values) - start) * dtype.itemsize
+        data = stream.read(wanted)
+        if len(data) < wanted:
+            raise EOFError(f"expected {values.size * dtype.itemsize} bytes of values and found fewer")
+        piece = np.frombuffer(data, dtype)
+        if scaling is not None:
+            piece = piece.astype(np.float64) * scaling[0] + scaling[1]
+        values[start : start + len(piece)] = piece
+    scratch.release(values)
 
 
 def _is_compressed(path: Path) -> bool:

@@ -8,6 +8,7 @@ from medseg_brn.volumes.dicom import holds_dicom, open_dicom
 from medseg_brn.volumes.image_file import ImageFile
 from medseg_brn.volumes.itk import open_itk
 from medseg_brn.volumes.nifti import open_nifti
+from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Grid, Volume
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -34,17 +35,23 @@ def read_volume(path: Path | str) -> Volume:
             f"volume is "
             "expected; write each channel to a file of its own."
         )
-    return Volume(file.read_array(), file.grid)
+    return Volume(file.read_array(Scratch()), file.grid)
 
 
-def read_channels(path: Path | str) -> list[Volume]:
+def read_channels(path: Path | str, scratch: Scratch | None = None) -> list[Volume]:
     """The channels of a file, one volume each on the same grid: a 4D NIfTI with channels last, or one volume.
+
+    Args:
+        path: the file, or a folder with one DICOM series.
+        scratch: where large arrays go; in memory by default.
 
     Raises:
         DataError: nothing is there, it is truncated or no image, or its affine is singular or not finite.
     """
     file = _open(Path(path))
-    array = file.read_array().reshape(*file.grid.shape, file.channels)
+    array = file.read_array(scratch or Scratch())
+    if file.channels == 1:
+        return [Volume(array, file.grid)]
     return [Volume(array[..., channel], file.grid) for channel in range(file.channels)]
 
 

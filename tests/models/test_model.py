@@ -112,40 +112,46 @@ def test_paths_volumes_and_lists_of_one_are_the_same_scan(tmp_path, model):
         np.testing.assert_array_equal(model.predict(images).array, expected)
 
 
-def test_a_dicom_series_is_a_scan(data_folder, model):
+def test_a_dicom_series_is_a_scan(data_folder, network, model):
     folder = data_folder / "abdomen_ct" / "dicom"
     coarse = model.description.preprocessing.model_copy(update={"spacing_mm": (12.0, 12.0, 6.0)})
-    quick = Model(
-        model.network, model.description.model_copy(update={"preprocessing": coarse}), CPU, torch.float32
+    quick = Model.from_network(
+        network, model.description.model_copy(update={"preprocessing": coarse}), CPU, torch.float32
     )
     label_map = quick.predict(folder)
     assert label_map.shape == (512, 512, 20)
     np.testing.assert_array_equal(label_map.affine, read_volume(folder).affine)
 
 
-def test_mirroring_and_overlap_are_the_model_s_own_unless_given(model):
+@pytest.mark.parametrize("norm", ["batch_renorm", "instance"])
+def test_mirroring_and_overlap_are_the_model_s_own_unless_given(description, norm):
+    architecture = description.network.model_copy(update={"norm": norm})
+    description = description.model_copy(update={"network": architecture})
+    network = build_network(architecture, 1, 3)
+    model = Model.from_network(network, description, CPU, torch.float32)
     scan = _scan(AFFINES["LPS"])
     with_own = model.description.model_copy(
         update={
             "inference": model.description.inference.model_copy(update={"mirror_axes": (0,), "overlap": 0.0})
         }
     )
-    own = Model(model.network, with_own, CPU, torch.float32)
-    _, expected = model.predict(scan, probabilities=True, overlap=0.0, mirror_axes=(0,))
+    own = Model.from_network(network, with_own, CPU, torch.float32)
+    overlap = None if norm == "batch_renorm" else 0.0  # an overlap that is given asks for windows
+    _, expected = model.predict(scan, probabilities=True, overlap=overlap, mirror_axes=(0,))
     _, found = own.predict(scan, probabilities=True)
     np.testing.assert_array_equal(found, expected)
     _, plain = own.predict(scan, probabilities=True, overlap=0.5, mirror_axes=())
-    np.testing.assert_array_equal(plain, model.predict(scan, probabilities=True)[1])
     assert not np.array_equal(found, plain)
+    assert (model.method_note is None) == (norm == "batch_renorm")
 
 
 def test_progress_counts_the_windows(model):
     scan = _scan(AFFINES["anisotropic"])
     seen = []
-    model.predict(scan, progress=lambda done, total: seen.append((done, total)))
+    model.predict(scan, overlap=0.5, progress=lambda done, total: seen.append((done, total)))
     prepared = prepare_images([scan], model.description.preprocessing)
     assert prepared.array.shape[1:] == (8, 6, 18)
-    assert seen == [(2, 4), (4, 4)]  # they begin at 0, 4, 8 and 10 along Z
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]  # they begin at 0, 4, 8 and 10 along Z
 
 
 @pytest.fixture

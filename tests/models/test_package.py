@@ -53,9 +53,10 @@ def test_the_loaded_model_computes_what_the_network_computed(tmp_path, descripti
     network(image)
     save_model(tmp_path, network, changed)
     model = load_model(tmp_path, device="cpu", precision="fp32")
-    assert not model.network.training
-    torch.testing.assert_close(model.network(image), network.eval()(image), atol=1e-5, rtol=1e-5)
-    norms = [module for module in model.network.modules() if type(module).__name__ == "BatchRenorm3d"]
+    loaded = model.members[0].predictor.network
+    assert not loaded.training
+    torch.testing.assert_close(loaded(image), network.eval()(image), atol=1e-5, rtol=1e-5)
+    norms = [module for module in loaded.modules() if type(module).__name__ == "BatchRenorm3d"]
     assert norms == []
 
 

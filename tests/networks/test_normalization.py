@@ -1,12 +1,20 @@
 """Normalization by name, and the schedule driven from outside."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from medseg_brn.errors import ConfigError
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
-from medseg_brn.networks.normalization import NORMALIZATIONS, make_normalization, set_renorm_step
+from medseg_brn.networks.normalization import (
+    NORMALIZATIONS,
+    find_tile_dependence,
+    make_normalization,
+    set_renorm_step,
+)
+from medseg_brn.networks.unet3d import UNet3d
 
 
 @pytest.mark.parametrize(
@@ -81,3 +89,35 @@ def test_step_zero_does_not_make_a_layer_forget() -> None:
     set_renorm_step(layer, 0)
     layer(torch.randn(2, 2, 3, 3, 3) + 100)
     assert (layer.running_mean - before).max() < 2  # moved by momentum 0.01, not replaced
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        ("batch_renorm", None),
+        ("batch", None),
+        ("none", None),
+        ("group", "GroupNorm normalizes by"),
+        ("layer", "GroupNorm normalizes by"),
+        ("instance", "InstanceNorm3d normalizes by"),
+    ],
+)
+@pytest.mark.parametrize("encoder", ["plain", "residual"])
+def test_norms_that_measure_their_own_input_depend_on_the_tile(norm, encoder, reason):
+    found = find_tile_dependence(UNet3d(1, 2, (4, 4), norm=norm, encoder=encoder))
+    assert found is None if reason is None else found.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.BatchNorm3d(2, track_running_stats=False), "BatchNorm3d has no running statistics"),
+        (nn.InstanceNorm3d(2, track_running_stats=True), None),
+        (nn.AdaptiveAvgPool3d(1), "AdaptiveAvgPool3d is not known"),
+        (nn.MultiheadAttention(4, 2), "MultiheadAttention|NonDynamically.* is not known"),
+        (nn.Flatten(), "Flatten is not known"),
+    ],
+)
+def test_layers_that_may_look_at_the_whole_tile_are_named(layer, reason):
+    found = find_tile_dependence(nn.Sequential(nn.Conv3d(2, 2, 3), layer))
+    assert found is None if reason is None else re.match(reason, found)

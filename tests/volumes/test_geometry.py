@@ -13,6 +13,7 @@ from medseg_brn.volumes.geometry import (
     canonicalize,
     crop_grid,
     resample_array,
+    resample_slabs,
     resampled_grid,
     restore_orientation,
 )
@@ -244,3 +245,14 @@ def test_a_cropped_voxel_stays_in_its_place(affine, data):
 def test_a_crop_lies_inside_the_grid(lower, upper):
     with pytest.raises(ValueError, match="not inside a grid"):
         crop_grid(Grid(SHAPE, np.eye(4)), lower, upper)
+
+
+@pytest.mark.parametrize("new", [(7, 1500, 1500), (3, 1500, 1500), (4, 1500, 1500)])
+@pytest.mark.parametrize("order", ["linear", "cubic"])
+def test_slabs_are_what_the_whole_is_resampled_to(new, order):
+    """A plane of 2.25 million values: slabs of one plane."""
+    array = np.random.default_rng(0).random((4, 20, 2000), dtype=np.float32)
+    expected = resample_array(array, new, order, antialias=True)
+    slabs = list(resample_slabs(lambda a, b: array[a:b], array.shape, new, [order] * 3, antialias=True))
+    assert [start for start, _ in slabs] == list(range(new[0]))
+    np.testing.assert_allclose(np.concatenate([slab for _, slab in slabs]), expected, atol=1e-5)

@@ -1,0 +1,234 @@
+"""Class scores of a whole volume, slab by slab: exact where the network allows it, else from windows."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medseg_brn.inference.exact import ExactEvaluation
+from medseg_brn.inference.needed import Needed
+from medseg_brn.inference.plan import Plan
+from medseg_brn.inference.predictor import Predictor
+from medseg_brn.inference.windows import Progress, count_windows, iterate_mirrorings, iterate_window_slabs
+from medseg_brn.networks.unet3d import Size3
+from medseg_brn.volumes.scratch import Scratch
+
+
+@dataclass(frozen=True)
+class Options:
+    """How scores are computed.
+
+    Attributes:
+        windows: blend overlapping windows also where the network could be evaluated exactly.
+        overlap: of overlapping windows, in [0, 1).
+        mirror_axes: axes 0, 1, 2 along which it is also predicted mirrored, all combinations averaged.
+        budget_bytes: what features and scores of an exact evaluation may take at their peak.
+        occupied: (x, y, z) of blocks that hold something, the others being background; None where all do.
+        block: size of the blocks.
+        probabilities: give probabilities; else, where nothing is averaged, whatever has the same order.
+    """
+
+    windows: bool = False
+    overlap: float = 0.5
+    mirror_axes: tuple[int, ...] = ()
+    budget_bytes: float = math.inf
+    occupied: np.ndarray | None = None
+    block: Size3 = (1, 1, 1)
+    probabilities: bool = True
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores on their way.
+
+    Attributes:
+        slabs: (K, t, Y, Z) float32 in main memory, consecutive along X; to be taken once.
+        plan: how they are computed, in a line.
+        predicted_bytes: of features and scores at their peak; None for windows.
+    """
+
+    slabs: Iterator[np.ndarray] = field(repr=False)
+    plan: str
+    predicted_bytes: int | None
+
+
+def compute_scores(
+    predictors: Sequence[Predictor],
+    images: Sequence[np.ndarray],
+    options: Options,
+    scratch: Scratch,
+    progress: Progress | None = None,
+) -> Scores:
+    """Start computing the scores of a volume; most is done when the slabs are taken.
+
+    Args:
+        predictors: one, or the members of an ensemble, whose probabilities are averaged.
+        images: (C, X, Y, Z) float32, one per predictor, all of one shape.
+        options: how.
+        scratch: where features wait that the budget keeps out of memory.
+        progress: called with (parts done, parts in all).
+
+    Raises:
+        ConfigError: the budget does not suffice.
+    """
+    if options.windows or any(predictor.levels is None for predictor in predictors):
+        return _from_windows(predictors, images, options, progress)
+    return _exact(predictors, images, options, scratch, progress)
+
+
+def _from_windows(
+    predictors: Sequence[Predictor], images: Sequence[np.ndarray], options: Options, progress: Progress | None
+) -> Scores:
+    overlap = options.overlap
+    first, shape = predictors[0], images[0].shape[1:]
+    windows = count_windows(shape, first.patch_size, overlap)
+    size = "×".join(map(str, first.patch_size))
+    plan = f"{windows} windows of {size} voxels, overlapping by {overlap:.0%}, blended"
+    streams = [
+        iterate_window_slabs(
+            predictor.run_windows,
+            image,
+            patch_size=predictor.patch_size,
+            overlap=overlap,
+            mirror_axes=options.mirror_axes,
+            device=predictor.device,
+            # A network that could be exact holds the number format itself.
+            dtype=predictor.dtype if predictor.levels is None else torch.float32,
+            progress=progress and partial(_tell_of_member, progress, number, len(predictors)),
+        )
+        for number, (predictor, image) in enumerate(zip(predictors, images, strict=True))
+    ]
+    slabs = (_mean(slabs).cpu().numpy() for slabs in zip(*streams, strict=True))
+    return Scores(slabs, plan, None)
+
+
+def _tell_of_member(progress: Progress, number: int, members: int, done: int, total: int) -> None:
+    """Tell what is done in all, the members taking turns row by row."""
+    progress(min(done * members, number * total + done) if members > 1 else done, members * total)
+
+
+def _exact(
+    predictors: Sequence[Predictor],
+    images: Sequence[np.ndarray],
+    options: Options,
+    scratch: Scratch,
+    progress: Progress | None,
+) -> Scores:
+    passes = len(predictors) * len(list(iterate_mirrorings(options.mirror_axes)))
+    budget = min(options.budget_bytes, _free_bytes(predictors[0].device))
+    plan = predictors[0].plan(images[0].shape[1:], budget / passes)
+    slabs = _exact_slabs(predictors, images, options, plan, scratch, progress)
+    text = plan.describe() + (f"; {passes} passes averaged" if passes > 1 else "")
+    return Scores(slabs, text, plan.predicted_bytes * passes)
+
+
+@torch.inference_mode()
+def _exact_slabs(
+    predictors: Sequence[Predictor],
+    images: Sequence[np.ndarray],
+    options: Options,
+    plan: Plan,
+    scratch: Scratch,
+    progress: Progress | None,
+) -> Iterator[np.ndarray]:
+    """Yield the mean scores of all predictors and mirrorings."""
+    shape, thickness = images[0].shape[1:], plan.score_tile[0]
+    needed = Needed(predictors[0].levels or [], options.occupied, options.block)
+    mirrorings = list(iterate_mirrorings(options.mirror_axes))
+    starts = range(0, shape[0], thickness)
+    passes = len(predictors) * len(mirrorings)
+    tick = _count(progress, passes * plan.tiles + len(starts))
+    evaluations = [
+        (axes, _evaluate(predictor, image, axes, needed.mirrored(axes, shape), plan, scratch, tick))
+        for predictor, image in zip(predictors, images, strict=True)
+        for axes in mirrorings
+    ]
+    for start in starts:
+        stop = min(start + thickness, shape[0])
+        scores = (
+            _mirrored_scores(evaluation, axes, start, stop, shape[0]) for axes, evaluation in evaluations
+        )
+        if options.probabilities or passes > 1:
+            scores = (logits.softmax(0) for logits in scores)
+        yield needed.leave_out(_mean(scores), start).cpu().numpy()
+        tick()
+
+
+def _evaluate(
+    predictor: Predictor,
+    image: np.ndarray,
+    axes: Sequence[int],
+    needed: Needed,
+    plan: Plan,
+    scratch: Scratch,
+    on_tile: Callable[[], None],
+) -> ExactEvaluation:
+    """Compute all but the scores; where a GPU's memory falls short of what was planned, in smaller tiles."""
+    assert predictor.levels is not None
+    mirrored = np.flip(image, tuple(axis + 1 for axis in axes))
+    while True:
+        try:
+            return ExactEvaluation(
+                predictor.network,
+                predictor.levels,
+                mirrored,
+                plan,
+                scratch,
+                device=predictor.device,
+                dtype=predictor.dtype,
+                needed=needed,
+                on_tile=on_tile,
+            )
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            plan = predictor.plan(image.shape[1:], plan.predicted_bytes / 2)
+
+
+def _mirrored_scores(
+    evaluation: ExactEvaluation, axes: Sequence[int], start: int, stop: int, planes: int
+) -> Tensor:
+    """Return the scores of planes of the plain volume from an evaluation of the mirrored one."""
+    if 0 in axes:
+        start, stop = planes - stop, planes - start
+    return _scores(evaluation, start, stop).flip([axis + 1 for axis in axes])
+
+
+def _scores(evaluation: ExactEvaluation, start: int, stop: int) -> Tensor:
+    try:
+        return evaluation.scores(start, stop)
+    except torch.cuda.OutOfMemoryError:
+        if stop - start == 1:
+            raise
+        torch.cuda.empty_cache()
+    middle = (start + stop) // 2
+    return torch.cat((_scores(evaluation, start, middle), _scores(evaluation, middle, stop)), 1)
+
+
+def _mean(scores: Iterable[Tensor]) -> Tensor:
+    """Return the mean, holding two of them at a time."""
+    mean = torch.empty(0)
+    for number, score in enumerate(scores, 1):
+        mean = score if number == 1 else mean.add_((score - mean).div_(number))
+    return mean
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Return what a GPU has left, less a reserve for its libraries; main memory has its own budget."""
+    return 0.9 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+def _count(progress: Progress | None, total: int) -> Callable[[], None]:
+    """Return a function that counts its calls and tells them."""
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(min(done, total), total)
+
+    return tick

@@ -1,0 +1,54 @@
+"""A trained network made ready for inference, and the way it may be run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg_brn.inference.lowering import lower
+from medseg_brn.inference.plan import Plan, make_plan
+from medseg_brn.networks.folding import fold
+from medseg_brn.networks.levels import Level, list_levels
+from medseg_brn.networks.normalization import find_tile_dependence
+from medseg_brn.networks.unet3d import Size3
+
+
+class Predictor:
+    """A trained network made ready for inference.
+
+    Attributes:
+        network: folded, in evaluation mode, on `device`, channels last; in `dtype` where `levels` are known.
+        levels: of a network that is evaluated exactly; None where the answer depends on the tile.
+        tile_dependence: why it does; None where it does not.
+        patch_size: of windows, in voxels.
+        device: where it computes.
+        dtype: what its convolutions compute in.
+    """
+
+    def __init__(
+        self, network: nn.Module, patch_size: Size3, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Fold a copy of the network, which itself stays as it is."""
+        unet: Any = network
+        # Two voxels at the coarsest level: an instance norm refuses a single one.
+        folded: Any = fold(network, (1, unet.in_channels, *(2 * step for step in unet.strides_total)))
+        self.patch_size, self.device, self.dtype = patch_size, device, dtype
+        self.tile_dependence = find_tile_dependence(folded)
+        self.num_classes = unet.num_classes
+        self.levels: list[Level] | None = None
+        if self.tile_dependence is None:
+            self.network = lower(folded, device, dtype)
+            self.levels = list_levels(self.network)
+        else:
+            self.network = folded.requires_grad_(False)
+            self.network.to(device, memory_format=torch.channels_last_3d)
+
+    def plan(self, shape: Sequence[int], budget_bytes: float) -> Plan:
+        """Choose how a volume of `shape` is computed exactly; see `make_plan`."""
+        assert self.levels is not None, "only exact evaluation is planned"
+        return make_plan(self.levels, self.num_classes, shape, self.dtype.itemsize, budget_bytes)
+
+    def run_windows(self, windows: Tensor) -> Tensor:
+        """Return the logits of windows (N, C, X, Y, Z)."""
+        return self.network(windows.to(self.dtype) if self.levels is not None else windows)
