@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.networks.convolution import Conv3d
 from medseg_brn.networks.folding import replace_layer
 
 
@@ -36,7 +37,7 @@ def lower(folded: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) is nn.Conv3d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return type(layer) in (nn.Conv3d, Conv3d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _as_one_dnn(layer: nn.Module) -> OneDnnConv3d:

@@ -1,4 +1,4 @@
-"""Convolution with standardized weights."""
+"""The network's convolutions: plain, and with standardized weights."""
 
 import math
 
@@ -7,7 +7,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class WeightStandardizedConv3d(nn.Conv3d):
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d`, with right gradients also where autocast to bf16 meets a short first axis on the CPU.
+
+    oneDNN's bf16 kernel for the weights' gradient reads memory that it does not own, and gives values without
+    meaning, often infinite, where the first axis has more than one voxel and fewer than the kernel: 2 voxels
+    for a kernel of 3, as at the coarsest level of a small patch (found with torch 2.13 on processors with
+    AVX-512 bf16). Such features are small, so there fp32 costs nothing worth saving.
+    """
+
+    def _conv_forward(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        short = 1 < features.shape[2] < self.kernel_size[0]
+        if not (short and features.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+            return super()._conv_forward(features, weight, bias)
+        with torch.autocast("cpu", enabled=False):
+            convolved = super()._conv_forward(features.float(), weight.float(), bias)
+        return convolved.to(torch.get_autocast_dtype("cpu"))
+
+
+class WeightStandardizedConv3d(Conv3d):
     """A 3D convolution whose filters always have mean 0 and variance 1 / fan_in.
 
         ŵ = (w − mean(w)) / sqrt(fan_in · var(w) + ε),   mean and variance over one output filter

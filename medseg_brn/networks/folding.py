@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from medseg_brn.errors import ModelError
 from medseg_brn.networks.batch_renorm import BatchRenorm
+from medseg_brn.networks.convolution import Conv3d
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -71,7 +72,7 @@ def _copy(module: nn.Module) -> nn.Module:
 
 def _is_convolution(layer: nn.Module) -> bool:
     """Whether its weights are known: a subclass may compute others from its own."""
-    return type(layer) in (*_CONVOLUTIONS, *_TRANSPOSED) or hasattr(layer, "standardized_weight")
+    return type(layer) in (*_CONVOLUTIONS, *_TRANSPOSED, Conv3d) or hasattr(layer, "standardized_weight")
 
 
 def _can_fold(layer: nn.Module) -> bool:

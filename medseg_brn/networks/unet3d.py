@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_brn.errors import ConfigError
-from medseg_brn.networks.convolution import WeightStandardizedConv3d
+from medseg_brn.networks.convolution import Conv3d, WeightStandardizedConv3d
 from medseg_brn.networks.normalization import make_normalization
 
 Size3 = tuple[int, int, int]
@@ -29,7 +29,7 @@ class _Layers:
         self, in_channels: int, out_channels: int, kernel: Size3, stride: Size3 = (1, 1, 1)
     ) -> list[nn.Module]:
         """A convolution and, directly after it so that it folds, its normalization."""
-        make_convolution = WeightStandardizedConv3d if self.weight_standardization else nn.Conv3d
+        make_convolution = WeightStandardizedConv3d if self.weight_standardization else Conv3d
         convolution = make_convolution(
             in_channels,
             out_channels,

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from medseg_brn.networks.convolution import WeightStandardizedConv3d
+from medseg_brn.networks.convolution import Conv3d, WeightStandardizedConv3d
 
 
 def _standardize(weight: np.ndarray, eps: float) -> np.ndarray:
@@ -69,3 +69,22 @@ def test_gradients_are_right():
         return torch.func.functional_call(conv, {"weight": weight}, image)
 
     assert torch.autograd.gradcheck(convolve, (image, weight))
+
+
+@pytest.mark.parametrize("make", [Conv3d, WeightStandardizedConv3d])
+@pytest.mark.parametrize(("length", "kernel"), [(1, 3), (2, 3), (3, 3), (2, 5), (4, 5), (6, 5)])
+def test_gradients_under_autocast_are_those_of_fp32_within_bf16_precision(make, length, kernel):
+    torch.manual_seed(0)
+    conv = make(16, 16, kernel, padding=kernel // 2, bias=False).to(memory_format=torch.channels_last_3d)
+    features = torch.randn(2, 16, length, 4, 4).to(memory_format=torch.channels_last_3d)
+    upstream = torch.randn(2, 16, length, 4, 4)
+    expected = torch.autograd.grad(conv(features), conv.weight, upstream)[0]
+    for _ in range(5):
+        # What a kernel wrongly reads of freed memory shows where that memory held large values.
+        spoilt = [torch.full((2**size,), 1e30) for size in range(4, 18)]
+        del spoilt
+        with torch.autocast("cpu", torch.bfloat16):
+            convolved = conv(features)
+        assert convolved.dtype == torch.bfloat16
+        found = torch.autograd.grad(convolved, conv.weight, upstream.bfloat16())[0]
+        assert (found - expected).abs().max() < 0.02 * expected.abs().max()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medseg_brn.errors import ConfigError
-from medseg_brn.networks.convolution import WeightStandardizedConv3d
+from medseg_brn.networks.convolution import Conv3d, WeightStandardizedConv3d
 from medseg_brn.networks.normalization import NORMALIZATIONS
 from medseg_brn.networks.unet3d import UNet3d, check_patch_size
 
@@ -85,7 +85,7 @@ def test_a_norm_follows_its_convolution_directly_and_takes_the_place_of_its_bias
     norm, encoder, weight_standardization
 ):
     network = _make(norm, encoder=encoder, weight_standardization=weight_standardization)
-    expected = WeightStandardizedConv3d if weight_standardization else nn.Conv3d
+    expected = WeightStandardizedConv3d if weight_standardization else Conv3d
     pairs = 0
     for module in network.modules():
         if not isinstance(module, nn.Sequential):
