@@ -37,7 +37,11 @@ def lower(folded: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) in (nn.Conv3d, Conv3d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return (
+        type(layer) in (nn.Conv3d, Conv3d)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
 
 
 def _as_one_dnn(layer: nn.Module) -> OneDnnConv3d:
