@@ -22,6 +22,7 @@ _ORIGINS = {
     "fold": "networks.surgery",
     "recalibrate": "networks.surgery",
     "load_model": "models.package",
+    "save_ensemble": "models.ensemble",
     "load_experiment": "experiment",
     "train_run": "training.run",
     "read_volume": "volumes.reading",

@@ -83,11 +83,12 @@ def compute_scores(
 def _from_windows(
     predictors: Sequence[Predictor], images: Sequence[np.ndarray], options: Options, progress: Progress | None
 ) -> Scores:
-    overlap = options.overlap
-    first, shape = predictors[0], images[0].shape[1:]
-    windows = count_windows(shape, first.patch_size, overlap)
-    size = "×".join(map(str, first.patch_size))
-    plan = f"{windows} windows of {size} voxels, overlapping by {overlap:.0%}, blended"
+    shape, overlap = images[0].shape[1:], options.overlap
+    windows = [count_windows(shape, predictor.patch_size, overlap) for predictor in predictors]
+    sizes = ["×".join(map(str, predictor.patch_size)) for predictor in predictors]
+    texts = [f"{count} windows of {size} voxels" for count, size in zip(windows, sizes, strict=True)]
+    plan = f"{' and '.join(dict.fromkeys(texts))}, overlapping by {overlap:.0%}, blended"
+    done = [0] * len(predictors)
     streams = [
         iterate_window_slabs(
             predictor.run_windows,
@@ -98,17 +99,44 @@ def _from_windows(
             device=predictor.device,
             # A network that could be exact holds the number format itself.
             dtype=predictor.dtype if predictor.levels is None else torch.float32,
-            progress=progress and partial(_tell_of_member, progress, number, len(predictors)),
+            progress=progress and partial(_tell_of_member, progress, sum(windows), done, number),
         )
         for number, (predictor, image) in enumerate(zip(predictors, images, strict=True))
     ]
-    slabs = (_mean(slabs).cpu().numpy() for slabs in zip(*streams, strict=True))
-    return Scores(slabs, plan, None)
+    return Scores(_average(streams), plan, None)
 
 
-def _tell_of_member(progress: Progress, number: int, members: int, done: int, total: int) -> None:
+@torch.inference_mode()
+def _average(streams: Sequence[Iterator[Tensor]]) -> Iterator[np.ndarray]:
+    """Yield the mean slabs of streams that cover the same planes."""
+    for slabs in _align(streams):
+        yield _mean(slabs).cpu().numpy()
+
+
+def _tell_of_member(
+    progress: Progress, total: int, done_by: list[int], number: int, done: int, _own_total: int
+) -> None:
     """Tell what is done in all, the members taking turns row by row."""
-    progress(min(done * members, number * total + done) if members > 1 else done, members * total)
+    done_by[number] = done
+    progress(sum(done_by), total)
+
+
+def _align(streams: Sequence[Iterator[Tensor]]) -> Iterator[list[Tensor]]:
+    """Yield slabs (K, t, Y, Z) of the same planes from streams whose own slabs may differ in thickness.
+
+    Two streams of 6 planes, of members whose windows are of different sizes:
+
+        own slabs      [0 1 2 3][4 5]    [0 1 2][3 4 5]
+        aligned slabs  [0 1 2][3][4 5]   [0 1 2][3][4 5]
+    """
+    held: list[Tensor | None] = [next(stream, None) for stream in streams]
+    while slabs := [slab for slab in held if slab is not None]:
+        planes = min(slab.shape[1] for slab in slabs)
+        yield [slab[:, :planes] for slab in slabs]
+        held = [
+            slab[:, planes:] if planes < slab.shape[1] else next(stream, None)
+            for slab, stream in zip(slabs, streams, strict=True)
+        ]
 
 
 def _exact(
@@ -118,12 +146,14 @@ def _exact(
     scratch: Scratch,
     progress: Progress | None,
 ) -> Scores:
-    passes = len(predictors) * len(list(iterate_mirrorings(options.mirror_axes)))
+    mirrorings = len(list(iterate_mirrorings(options.mirror_axes)))
+    passes = len(predictors) * mirrorings
     budget = min(options.budget_bytes, _free_bytes(predictors[0].device))
-    plan = predictors[0].plan(images[0].shape[1:], budget / passes)
-    slabs = _exact_slabs(predictors, images, options, plan, scratch, progress)
-    text = plan.describe() + (f"; {passes} passes averaged" if passes > 1 else "")
-    return Scores(slabs, text, plan.predicted_bytes * passes)
+    plans = [predictor.plan(images[0].shape[1:], budget / passes) for predictor in predictors]
+    slabs = _exact_slabs(predictors, images, options, plans, scratch, progress)
+    text = " and ".join(dict.fromkeys(plan.describe() for plan in plans))
+    text += f"; {passes} passes averaged" if passes > 1 else ""
+    return Scores(slabs, text, mirrorings * sum(plan.predicted_bytes for plan in plans))
 
 
 @torch.inference_mode()
@@ -131,20 +161,22 @@ def _exact_slabs(
     predictors: Sequence[Predictor],
     images: Sequence[np.ndarray],
     options: Options,
-    plan: Plan,
+    plans: Sequence[Plan],
     scratch: Scratch,
     progress: Progress | None,
 ) -> Iterator[np.ndarray]:
     """Yield the mean scores of all predictors and mirrorings."""
-    shape, thickness = images[0].shape[1:], plan.score_tile[0]
-    needed = Needed(predictors[0].levels or [], options.occupied, options.block)
+    shape = images[0].shape[1:]
+    # Scores can be had of any planes, so the thinnest slabs do for all members.
+    thickness = min(plan.score_tile[0] for plan in plans)
+    needs = [Needed(predictor.levels or [], options.occupied, options.block) for predictor in predictors]
     mirrorings = list(iterate_mirrorings(options.mirror_axes))
     starts = range(0, shape[0], thickness)
     passes = len(predictors) * len(mirrorings)
-    tick = _count(progress, passes * plan.tiles + len(starts))
+    tick = _count(progress, len(mirrorings) * sum(plan.tiles for plan in plans) + len(starts))
     evaluations = [
         (axes, _evaluate(predictor, image, axes, needed.mirrored(axes, shape), plan, scratch, tick))
-        for predictor, image in zip(predictors, images, strict=True)
+        for predictor, image, needed, plan in zip(predictors, images, needs, plans, strict=True)
         for axes in mirrorings
     ]
     for start in starts:
@@ -154,7 +186,7 @@ def _exact_slabs(
         )
         if options.probabilities or passes > 1:
             scores = (logits.softmax(0) for logits in scores)
-        yield needed.leave_out(_mean(scores), start).cpu().numpy()
+        yield needs[0].leave_out(_mean(scores), start).cpu().numpy()
         tick()
 
 

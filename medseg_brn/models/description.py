@@ -1,6 +1,7 @@
-"""What a model folder says about its model: `model.json`, checked field by field."""
+"""What a model folder says about its model or ensemble: `model.json`, checked field by field."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -12,38 +13,30 @@ from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.inference.postprocessing import choose_rules
 
 FORMAT_NAME: Final = "medseg_brn model"
+ENSEMBLE_FORMAT_NAME: Final = "medseg_brn ensemble"
 FORMAT_VERSION: Final = 1
 
 
-class ModelDescription(BaseModel):
-    """All that inference needs besides the weights, and what a reader of the model should know.
+class Description(BaseModel):
+    """What is said of a model and of an ensemble alike.
 
     Class `k` is called `class_names[k]` and stands in label maps as `label_values[k]`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal["medseg_brn model"] = FORMAT_NAME
+    format: str
     format_version: Literal[1] = FORMAT_VERSION
     name: str
-    network: NetworkConfig
-    """Architecture, normalization included."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     """Background first."""
     label_values: Annotated[tuple[int, ...], Field(min_length=1)]
     """The value of each class in label maps."""
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]
     """One per input channel."""
-    preprocessing: Preprocessing
-    patch_size: Size3
-    """Size of the windows, in voxels of the network's grid."""
     inference: InferenceConfig = InferenceConfig()
-    training: dict[str, Any] = {}
-    """Summary of the training run: dataset, steps, results."""
     licence: str | None = None
     """Licence of the weights, which may follow from that of the training data."""
-    weights_sha256: str = ""
-    """Checksum of `model.safetensors`; filled in on saving."""
 
     @property
     def in_channels(self) -> int:
@@ -56,16 +49,11 @@ class ModelDescription(BaseModel):
         return len(self.class_names)
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> Self:
+    def _classes_agree(self) -> Self:
         if len(self.class_names) != len(self.label_values):
             raise ValueError(f"{len(self.class_names)} class_names but {len(self.label_values)} label_values")
         if len(set(self.label_values)) < len(self.label_values):
             raise ValueError(f"label_values {self.label_values} repeat a value")
-        if len(self.preprocessing.intensity) != self.in_channels:
-            raise ValueError(
-                f"preprocessing.intensity is for {len(self.preprocessing.intensity)} channels "
-                f"but modalities for {self.in_channels}"
-            )
         try:
             choose_rules(self.inference.postprocessing, self.class_names)
         except ConfigError as error:
@@ -73,7 +61,96 @@ class ModelDescription(BaseModel):
         return self
 
 
-def read_description(path: Path) -> ModelDescription:
+class ModelDescription(Description):
+    """All that inference needs besides the weights, and what a reader of the model should know."""
+
+    format: Literal["medseg_brn model"] = FORMAT_NAME
+    network: NetworkConfig
+    """Architecture, normalization included."""
+    preprocessing: Preprocessing
+    patch_size: Size3
+    """Size of the windows, in voxels of the network's grid."""
+    training: dict[str, Any] = {}
+    """Summary of the training run: dataset, steps, results."""
+    weights_sha256: str = ""
+    """Checksum of `model.safetensors`; filled in on saving."""
+
+    @model_validator(mode="after")
+    def _channels_agree(self) -> Self:
+        if len(self.preprocessing.intensity) != self.in_channels:
+            raise ValueError(
+                f"preprocessing.intensity is for {len(self.preprocessing.intensity)} channels "
+                f"but modalities for {self.in_channels}"
+            )
+        return self
+
+
+class MemberEntry(BaseModel):
+    """One member of an ensemble, itself a model folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Nothing that could lead out of the ensemble's folder.
+    folder: Annotated[str, Field(pattern="^[A-Za-z0-9_-]+$")]
+    """Its folder in the ensemble's folder `members`."""
+    name: str
+    weights_sha256: str
+    """As in its own description."""
+    training: dict[str, Any] = {}
+    """Summary of its training run."""
+
+
+class EnsembleDescription(Description):
+    """What holds for all members of an ensemble, and who they are; architectures are told by their own."""
+
+    format: Literal["medseg_brn ensemble"] = ENSEMBLE_FORMAT_NAME
+    members: Annotated[tuple[MemberEntry, ...], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        for field in ("folder", "weights_sha256"):
+            values = [getattr(member, field) for member in self.members]
+            if len(set(values)) < len(values):
+                raise ValueError(f"members repeat a {field}: {', '.join(values)}")
+        return self
+
+
+def find_disagreement(descriptions: Sequence[tuple[Path, Description]]) -> str | None:
+    """Return where descriptions say different things that members of one ensemble must agree on, or None.
+
+    Args:
+        descriptions: each with its folder; the first of a model, the others of models or of an ensemble.
+    """
+    (first_folder, first), *others = descriptions
+    reference = _shared_values(first)
+    for folder, other in others:
+        for name, value in _shared_values(other).items():
+            if value != reference[name]:
+                return f"{name} is {value} in {folder} and {reference[name]} in {first_folder}"
+    return None
+
+
+def _shared_values(description: Description) -> dict[str, Any]:
+    """Return what is the same in all members: the meaning of channels and classes, and the network's grid.
+
+    Of intensities only the schemes, which say where air is; a fold has its own constants.
+    """
+    values: dict[str, Any] = {
+        "class_names": description.class_names,
+        "label_values": description.label_values,
+        "modalities": description.modalities,
+    }
+    if isinstance(description, ModelDescription):
+        preprocessing = description.preprocessing
+        values |= {
+            "preprocessing.spacing_mm": preprocessing.spacing_mm,
+            "preprocessing.crop": preprocessing.crop,
+            "preprocessing.intensity's scheme": tuple(one.scheme for one in preprocessing.intensity),
+        }
+    return values
+
+
+def read_description(path: Path) -> ModelDescription | EnsembleDescription:
     """Return the description in a `model.json`.
 
     Raises:
@@ -85,7 +162,8 @@ def read_description(path: Path) -> ModelDescription:
         raise ModelError(
             f"{path} cannot be read as JSON: {error}; copy the model folder again from its source"
         ) from None
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT_NAME:
+    given = plain.get("format") if isinstance(plain, dict) else None
+    if given not in (FORMAT_NAME, ENSEMBLE_FORMAT_NAME):
         raise ModelError(
             f'{path} is JSON, but describes no model of this toolkit: it lacks "format": "{FORMAT_NAME}"'
         )
@@ -95,14 +173,15 @@ def read_description(path: Path) -> ModelDescription:
             f"{path} has format version {version}, and this medseg_brn reads up to version {FORMAT_VERSION}; "
             "upgrade medseg_brn"
         )
+    kind = EnsembleDescription if given == ENSEMBLE_FORMAT_NAME else ModelDescription
     try:
-        return ModelDescription.model_validate(plain)
+        return kind.model_validate(plain)
     except ValidationError as error:
-        raise ModelError(f"{path} is damaged: {_explain(error)}") from None
+        raise ModelError(f"{path} is damaged: {explain(error)}") from None
 
 
-def _explain(error: ValidationError) -> str:
-    """Every wrong field, its value and the rule, in one line."""
+def explain(error: ValidationError) -> str:
+    """Return every wrong field, its value and the rule, in one line."""
     problems = []
     for problem in error.errors(include_url=False):
         place = ".".join(map(str, problem["loc"])) or "the description"

@@ -1,6 +1,7 @@
 """Model folders: `model.safetensors` (weights) and `model.json` (all the rest).
 
-Loading one reads numbers and text, checks both and executes nothing.
+An ensemble's folder has a `model.json` of its own and, in `members`, a model folder for each member.
+Loading reads numbers and text, checks both and executes nothing.
 """
 
 import hashlib
@@ -14,7 +15,13 @@ from torch import Tensor, nn
 from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.inference.precision import DeviceName, PrecisionName, choose_device, choose_precision
 from medseg_brn.models.architecture import build_network
-from medseg_brn.models.description import ModelDescription, read_description
+from medseg_brn.models.description import (
+    EnsembleDescription,
+    MemberEntry,
+    ModelDescription,
+    find_disagreement,
+    read_description,
+)
 from medseg_brn.models.model import Model
 from medseg_brn.networks.unet3d import UNet3d
 from medseg_brn.volumes.atomic import atomic_path
@@ -23,6 +30,8 @@ __all__ = ["Model", "ModelDescription", "find_model_folder", "load_model", "load
 
 WEIGHTS_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
+MEMBERS_NAME = "members"
+COPY_AGAIN = "copy the model folder again from its source"
 
 
 def save_model(folder: Path | str, network: nn.Module, description: ModelDescription) -> None:
@@ -38,10 +47,7 @@ def save_model(folder: Path | str, network: nn.Module, description: ModelDescrip
         ModelError: the weights do not fit the described architecture, or the folder holds something else.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION_NAME).is_file():
-        raise ModelError(
-            f"{folder} holds files that are no model, and saving would replace them; choose another"
-        )
+    check_replaceable(folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     _fit_weights(_build_without_memory(description, folder), weights, folder)
     with atomic_path(folder) as temporary:
@@ -53,7 +59,7 @@ def save_model(folder: Path | str, network: nn.Module, description: ModelDescrip
 
 
 def load_model(path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto") -> Model:
-    """Load a model, ready to predict.
+    """Load a model or an ensemble, ready to predict.
 
     Args:
         path: a model folder, or a run folder with one inside.
@@ -66,18 +72,29 @@ def load_model(path: Path | str, device: DeviceName = "auto", precision: Precisi
     """
     chosen_device = choose_device(device)
     dtype = choose_precision(precision, chosen_device)
-    network, description = load_network(path)
-    return Model.from_network(network, description, chosen_device, dtype)
+    folder = find_model_folder(path)
+    description = read_description(folder / DESCRIPTION_NAME)
+    if isinstance(description, EnsembleDescription):
+        members = _load_members(folder, description)
+    else:
+        members = [load_network(folder)]
+    return Model.from_networks(members, description, chosen_device, dtype)
 
 
 def load_network(path: Path | str) -> tuple[UNet3d, ModelDescription]:
     """Load the network with its weights as they were saved, and the description.
 
     Raises:
-        ModelError: as `load_model`.
+        ModelError: as `load_model`, and for an ensemble.
     """
     folder = find_model_folder(path)
     description = read_description(folder / DESCRIPTION_NAME)
+    if isinstance(description, EnsembleDescription):
+        raise ModelError(
+            f"{folder} is an ensemble of {len(description.members)} models, and one network is asked for; "
+            f"give one of its members, as in {folder / MEMBERS_NAME / description.members[0].folder}, "
+            "or load them all with load_model"
+        )
     weights = _read_weights(folder / WEIGHTS_NAME, description.weights_sha256)
     network = _build_without_memory(description, folder)
     return _fit_weights(network, weights, folder), description
@@ -102,19 +119,53 @@ def find_model_folder(path: Path | str) -> Path:
     raise ModelError(f"No model at {path}: neither {DESCRIPTION_NAME} nor model/{DESCRIPTION_NAME} is in it")
 
 
+def check_replaceable(folder: Path) -> None:
+    """Make sure that a model may be saved here.
+
+    Raises:
+        ModelError: the folder holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DESCRIPTION_NAME).is_file():
+        raise ModelError(
+            f"{folder} holds files that are no model, and saving would replace them; choose another"
+        )
+
+
+def _load_members(folder: Path, ensemble: EnsembleDescription) -> list[tuple[UNet3d, ModelDescription]]:
+    """Return the networks of an ensemble, which still are what was combined."""
+    places = [folder / MEMBERS_NAME / member.folder for member in ensemble.members]
+    members = [_load_member(*pair) for pair in zip(places, ensemble.members, strict=True)]
+    described = zip(places, (description for _, description in members), strict=True)
+    disagreement = find_disagreement([*described, (folder, ensemble)])
+    if disagreement is not None:
+        raise ModelError(f"The members of {folder} do not belong together: {disagreement}; {COPY_AGAIN}")
+    return members
+
+
+def _load_member(place: Path, entry: MemberEntry) -> tuple[UNet3d, ModelDescription]:
+    if not (place / DESCRIPTION_NAME).is_file():
+        raise ModelError(f"The ensemble lacks its member {place}: no {DESCRIPTION_NAME} there; {COPY_AGAIN}")
+    network, description = load_network(place)
+    if description.weights_sha256 != entry.weights_sha256:
+        raise ModelError(
+            f"{place} was exchanged: its weights have the SHA-256 {description.weights_sha256}, and the "
+            f"ensemble's {DESCRIPTION_NAME} says {entry.weights_sha256}; {COPY_AGAIN}"
+        )
+    return network, description
+
+
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file whose checksum is as described."""
-    remedy = "copy the model folder again from its source"
     try:
         found = _compute_sha256(path)
         if found != sha256:
             raise ModelError(
                 f"{path} is damaged or was exchanged: its SHA-256 is {found} ({path.stat().st_size} bytes), "
-                f"and {DESCRIPTION_NAME} says {sha256 or 'none'}; {remedy}"
+                f"and {DESCRIPTION_NAME} says {sha256 or 'none'}; {COPY_AGAIN}"
             )
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; {remedy}") from None
+        raise ModelError(f"{path} cannot be read: {error}; {COPY_AGAIN}") from None
 
 
 def _build_without_memory(description: ModelDescription, folder: Path) -> UNet3d:
