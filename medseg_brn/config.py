@@ -170,7 +170,7 @@ class TrainingConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.995
     """Weight averaging: share kept per step, of weights and statistics alike; null switches it off."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 where the processor or GPU computes it natively, else fp32."""
+    """`auto` is bf16 where the processor or GPU has it natively and is faster in it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` is cuda where there is one."""
     validate_every: PositiveInt | None = None

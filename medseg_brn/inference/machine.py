@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from medseg_brn.errors import ConfigError
@@ -35,9 +36,16 @@ def parse_memory(text: str) -> int:
     return amount
 
 
-def default_budget_bytes() -> int:
-    """Return what this process may take in all: what it has now, and half of what is free."""
-    return resident_bytes() + int(DEFAULT_SHARE * available_memory_bytes())
+def default_budget_bytes(processes: int = 1) -> int:
+    """Return what this process may take in all: what it has now, and its part of half of what is free."""
+    return resident_bytes() + int(DEFAULT_SHARE * available_memory_bytes() / processes)
+
+
+def total_memory_bytes() -> int:
+    """Return the memory of the machine, or a container's limit where that is less."""
+    if sys.platform == "win32":
+        return _memory_on_windows()[0]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits_of_container()])
 
 
 def available_memory_bytes() -> int:
@@ -46,7 +54,7 @@ def available_memory_bytes() -> int:
         free = read_meminfo(Path("/proc/meminfo").read_text(encoding="ascii"), "MemAvailable")
         return max(0, min([free, *_left_of_container()]))
     if sys.platform == "win32":
-        return _available_on_windows()
+        return _memory_on_windows()[1]
     # macOS does not tell what its caches would give up: half of all is a cautious guess.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
@@ -127,7 +135,16 @@ def _left_of_container() -> list[int]:
     return []
 
 
-def _available_on_windows() -> int:
+def _limits_of_container() -> list[int]:
+    limits = []
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # "max" is no number
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    return limits
+
+
+def _memory_on_windows() -> tuple[int, int]:
+    """In all, and available."""
     import ctypes
 
     class Status(ctypes.Structure):
@@ -138,4 +155,4 @@ def _available_on_windows() -> int:
 
     status = Status(length=ctypes.sizeof(Status))
     ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
-    return int(status.available)
+    return int(status.total), int(status.available)

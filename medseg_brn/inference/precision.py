@@ -1,11 +1,13 @@
 """Where a network computes, and in which number format."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 
 from medseg_brn.errors import ConfigError
+from medseg_brn.inference.trials import time_formats
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
@@ -30,22 +32,45 @@ def choose_device(name: DeviceName | str) -> torch.device:
 
 
 def choose_precision(name: PrecisionName | str, device: torch.device) -> torch.dtype:
-    """Return the number format that convolutions compute in; `auto` is bf16 where the device has it natively.
-
-    A processor without bf16 instructions would emulate them, several times slower than fp32.
+    """Return the number format that convolutions compute in; `auto` is what `weigh_precision` finds.
 
     Raises:
         ConfigError: bf16 is asked for where it would be emulated, or the name is unknown.
     """
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"Precision {name!r} is unknown; choose auto, fp32 or bf16")
-    native = has_native_bf16(device)
-    if name == "bf16" and not native:
+    if name == "auto":
+        return weigh_precision(device)[0]
+    if name == "bf16" and not has_native_bf16(device):
         raise ConfigError(
             f"Precision bf16 was asked for, but this {device.type} device would emulate it, slowly; "
             "choose auto or fp32"
         )
-    return torch.bfloat16 if native and name != "fp32" else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def weigh_precision(device: torch.device) -> tuple[torch.dtype, str]:
+    """Return the number format of `auto` and why: bf16 only where it is native and measured to be faster.
+
+    A processor without bf16 instructions would emulate them, several times slower than fp32. One that has
+    them is tried, once per process (`time_formats`); for a GPU its compute capability tells enough.
+    """
+    native = has_native_bf16(device)
+    if device.type == "cuda":
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        told = f"the GPU's compute capability is {capability}, and bf16 is native from 8.0 on"
+        return (torch.bfloat16 if native else torch.float32), told
+    if not native:
+        return torch.float32, "the processor has no bf16 instructions that torch could use"
+    fp32, bf16 = (time_formats(device)[dtype] for dtype in (torch.float32, torch.bfloat16))
+    if math.isinf(bf16):
+        return torch.float32, "the processor has bf16 instructions, but torch refuses to use them here"
+    faster = bf16 < fp32
+    told = (
+        f"the processor has bf16 instructions, and a short trial took {1e3 * bf16:.2f} ms in bf16 and "
+        f"{1e3 * fp32:.2f} ms in fp32"
+    )
+    return (torch.bfloat16 if faster else torch.float32), told
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from medseg_brn.experiment import shipped_configs
 
-COMMANDS = ("demo", "check", "train", "infer", "evaluate", "config")
+COMMANDS = ("demo", "check", "train", "infer", "evaluate", "config", "doctor")
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -68,6 +69,14 @@ def test_memory_that_is_taken_shows():
     assert abs(taken - 50e6) < 5e6
     assert abs(peak - 50e6) < 5e6
     assert after < 5e6
+
+
+def test_all_memory_is_more_than_what_is_free_and_no_more_than_the_system_tells():
+    total = machine.total_memory_bytes()
+    assert total > machine.available_memory_bytes()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        assert total <= machine.read_meminfo(meminfo.read_text(), "MemTotal")
 
 
 def test_the_default_leaves_half_of_what_is_free():
