@@ -31,10 +31,11 @@ class Predictor:
     ) -> None:
         """Fold a copy of the network, which itself stays as it is."""
         unet: Any = network
-        # Two voxels at the coarsest level: an instance norm refuses a single one.
-        folded: Any = fold(network, (1, unet.in_channels, *(2 * step for step in unet.strides_total)))
         self.patch_size, self.device, self.dtype = patch_size, device, dtype
-        self.tile_dependence = find_tile_dependence(folded)
+        self.tile_dependence = find_tile_dependence(network)
+        # The smallest image that the network takes: an instance norm refuses a single voxel.
+        voxels = 1 if self.tile_dependence is None else 2
+        folded: Any = fold(network, (1, unet.in_channels, *(voxels * step for step in unet.strides_total)))
         self.num_classes = unet.num_classes
         self.levels: list[Level] | None = None
         if self.tile_dependence is None:

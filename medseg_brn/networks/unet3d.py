@@ -224,8 +224,8 @@ class UNet3d(nn.Module):
     def _initialize(self) -> None:
         heads = {self.head, *self.coarser_heads}
         for module in self.modules():
-            if not isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                continue
+            if not isinstance(module, nn.Conv3d | nn.ConvTranspose3d) or module.weight.is_meta:
+                continue  # shapes without values have none to draw, and torch loads its compiler to do so
             if isinstance(module, nn.ConvTranspose3d) or module in heads:
                 nn.init.normal_(module.weight, std=module.in_channels**-0.5)
             else:
