@@ -9,8 +9,10 @@ from medseg_brn.cases.phantom import make_phantom
 from medseg_brn.errors import ConfigError, MedsegError
 from medseg_brn.evaluation.evaluate import evaluate_folders
 from medseg_brn.experiment import load_experiment
-from medseg_brn.inference.cohort import find_inputs, infer_cohort
-from medseg_brn.models.package import load_model
+from medseg_brn.inference.cohort import Outcome, infer_cohort
+from medseg_brn.inference.inputs import find_inputs, plan_jobs
+from medseg_brn.inference.manifest import MANIFEST_NAME, Manifest
+from medseg_brn.models.segmenter import ModelSegmenter
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.data import Progress
 from medseg_brn.training.run import train_run
@@ -70,11 +72,7 @@ def run_demo(
     experiment = load_experiment("demo", [f"dataset.path={json.dumps(str(scans))}"])
     train_run(experiment, folder / "run", progress=progress, after_step=after_step)
 
-    model = load_model(folder / "run")
-    inputs = find_inputs([unseen / "imagesTr"], model.description.in_channels)
-    outcomes = infer_cohort(
-        lambda case: (model.predict(case.image_paths), None), inputs.cases, folder / "predictions"
-    )
+    outcomes = _segment(folder / "run", unseen / "imagesTr", folder / "predictions")
     found = evaluate_folders(folder / "predictions", unseen / "labelsTr")
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     failed += [failure.message for failure in found.failures]
@@ -85,6 +83,17 @@ def run_demo(
     summary = evaluation["summary"]
     class_dice = {name: metrics["dice_mean"] for name, metrics in summary["classes"].items()}
     return DemoResult(folder, summary["dice_mean"], class_dice)
+
+
+def _segment(run: Path, scans: Path, predictions: Path) -> list[Outcome]:
+    segmenter = ModelSegmenter(run, read_ahead=True)
+    cases = find_inputs([scans], segmenter.load().description.in_channels).cases
+    manifest = Manifest(
+        predictions / MANIFEST_NAME, segmenter.describe_model(), segmenter.describe_settings()
+    )
+    outcomes = infer_cohort(segmenter, plan_jobs(cases, predictions), manifest)
+    manifest.write()
+    return outcomes
 
 
 def _make_scans(folder: Path, cases: int, seed: int, stage: str, progress: Progress) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from medseg_brn.config import Experiment
+from medseg_brn.config import Experiment, InferenceConfig
 from medseg_brn.errors import ConfigError
 
 PHANTOM_PATHS = ("phantom_mri", "phantom_ct")
@@ -43,6 +43,22 @@ def parse_experiment(options: dict[str, Any], place: str) -> Experiment:
         absolute = str(Path(dataset.path).expanduser().absolute())
         experiment = experiment.model_copy(update={"dataset": dataset.model_copy(update={"path": absolute})})
     return experiment
+
+
+def override_inference(settings: InferenceConfig, overrides: Sequence[str]) -> InferenceConfig:
+    """A model's inference settings with overrides applied; keys as in an experiment's `inference` section.
+
+    Args:
+        settings: the model's own.
+        overrides: `key=value` pairs such as `postprocessing.liver.keep_largest=true`.
+
+    Raises:
+        ConfigError: an unknown key, or a value against its rule.
+    """
+    options: dict[str, Any] = {"inference": json.loads(settings.model_dump_json())}
+    for override in overrides:
+        _apply_override(options["inference"], override)
+    return parse_experiment(options, "inference settings").inference
 
 
 def find_config(source: str | Path) -> Path:

@@ -8,8 +8,10 @@ import typer
 from medseg_brn.cli.check import check
 from medseg_brn.cli.config import config
 from medseg_brn.cli.demo import demo
+from medseg_brn.cli.doctor import doctor
 from medseg_brn.cli.evaluate import evaluate
 from medseg_brn.cli.infer import infer
+from medseg_brn.cli.models import models
 from medseg_brn.cli.train import train
 from medseg_brn.errors import MedsegError
 
@@ -23,8 +25,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, check, train, infer, evaluate, config):
+for command in (demo, check, train, infer, evaluate, config, doctor):
     app.command()(command)
+app.add_typer(models, name="models")
 
 
 def _print_version(wanted: bool) -> None:

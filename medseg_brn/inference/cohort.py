@@ -1,227 +1,211 @@
-"""Cohorts: which files make a case, where its label map goes, and one bad case beside many good ones."""
+"""Cohorts: many scans, one after another or side by side, with one bad scan beside many good ones.
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+What was done is kept in a run manifest. A restarted run does not do again what stands there as done with the
+same model, settings and images.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
-import numpy as np
+from medseg_brn.errors import ConfigError, MedsegError
+from medseg_brn.inference.inputs import InputCase, Job
+from medseg_brn.inference.machine import peak_resident_bytes, reset_peak
+from medseg_brn.inference.manifest import Manifest
 
-from medseg_brn.cases.manifest import is_manifest, list_manifest
-from medseg_brn.errors import DataError, MedsegError
-from medseg_brn.volumes.atomic import atomic_path
-from medseg_brn.volumes.nifti import write_nifti
-from medseg_brn.volumes.reading import PROBABILITIES_ENDING, VOLUME_SUFFIXES, is_volume_path, volume_stem
-from medseg_brn.volumes.volume import Volume
-from medseg_brn.volumes.writing import WRITTEN_SUFFIXES, write_volume
-
-DEFAULT_SUFFIX = ".nii.gz"
-
-
-@dataclass(frozen=True)
-class InputCase:
-    """One scan to segment: its images and the file name of its label map."""
-
-    name: str
-    image_paths: tuple[Path, ...]
-    """One per channel, or one for all."""
-    output_name: str
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What was found at the given places."""
-
-    cases: tuple[InputCase, ...]
-    passed_over: tuple[Path, ...]
-    """Entries of the given folders that are no images."""
+Backend = Literal["processes", "ray"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: the files written, or the error."""
+    """What became of a case.
+
+    Attributes:
+        case: the scan.
+        paths: the files written.
+        error: why there are none.
+        skipped: it had been done by an earlier run.
+        details: what the manifest keeps besides: seconds, bytes, plan, measurements.
+    """
 
     case: InputCase
     paths: tuple[Path, ...] = ()
     error: str | None = None
+    skipped: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
 
 
-def find_inputs(paths: Sequence[Path | str], in_channels: int) -> Inputs:
-    """Find the scans at the given places.
+class Segmenter(Protocol):
+    """The three steps of a case.
 
-    A place is an image file, a folder with one DICOM series, a folder of such, or a CSV manifest, whose cases
-    keep their names and are written as NIfTI. Files of one folder that end in `_0000`, `_0001` … (nnU-Net's
-    layout), one per channel of the model, are one case.
-
-    Raises:
-        DataError: a place does not exist or holds no image, a manifest is not what it must be, or two cases
-            would have the same output.
+    It is sent to other processes, so it holds settings and loads its model where it works.
     """
-    listed: list[InputCase] = []
-    images: list[Path] = []
-    passed_over: list[Path] = []
-    for path in map(Path, paths):
-        if is_manifest(path):
-            listed += _list_cases(path)
-            continue
-        found, others = _list_images(path)
-        images += found
-        passed_over += others
-    grouped = [_make_case(name, files) for name, files in _group_channels(images, in_channels)]
-    cases = sorted(listed + grouped, key=lambda case: case.name)
-    _check_unique(cases)
-    return Inputs(tuple(cases), tuple(passed_over))
 
+    def read(self, case: InputCase) -> Any:
+        """Return the scan as the network sees it."""
 
-def plan_outputs(cases: Sequence[InputCase], output: Path) -> list[Path]:
-    """Return where each case's label map goes.
+    def segment(self, prepared: Any, progress: Callable[[int, int], None] | None) -> Any:
+        """Return what the model says of it."""
 
-    Args:
-        cases: from `find_inputs`.
-        output: a folder; or, for a single case, a file if it ends in the suffix of a volume.
-
-    Raises:
-        DataError: a file is given for several cases, a file stands where a folder is to be, or an output
-            would replace an input.
-    """
-    is_file = output.name.lower().endswith(VOLUME_SUFFIXES) and not output.is_dir()
-    if is_file and len(cases) != 1:
-        raise DataError(f"Output {output} is one file, but there are {len(cases)} cases; give a folder")
-    if is_file and not output.name.lower().endswith(WRITTEN_SUFFIXES):
-        raise DataError(f"Cannot write {output}: its name must end in one of {', '.join(WRITTEN_SUFFIXES)}")
-    if output.is_file() and not is_file:
-        raise DataError(f"Output {output} is a file that is there already; give a folder")
-    targets = [output if is_file else output / case.output_name for case in cases]
-    inputs = {path.resolve() for case in cases for path in case.image_paths}
-    for target in targets:
-        if target.resolve() in inputs:
-            raise DataError(f"Output {target} would replace an input image; choose another folder for -o")
-    return targets
+    def write(self, segmented: Any, target: Path) -> tuple[tuple[Path, ...], dict[str, Any]]:
+        """Write the results, the label map last; return the files and details for the manifest."""
 
 
 def infer_cohort(
-    predict: Callable[[InputCase], tuple[Volume, np.ndarray | None]],
-    cases: Sequence[InputCase],
-    output: Path,
-    on_case: Callable[[Outcome], None] | None = None,
+    segmenter: Segmenter,
+    jobs: Sequence[Job],
+    manifest: Manifest,
+    *,
+    processes: int = 1,
+    backend: Backend = "processes",
+    on_outcome: Callable[[Outcome], None] = lambda _: None,
+    on_progress: Callable[[InputCase, int, int], None] | None = None,
 ) -> list[Outcome]:
     """Segment every case and write what comes out; a case that fails is told and the others are done.
 
     Args:
-        predict: gives a case's label map and, if wanted, its probabilities (K, X, Y, Z), which become
-            `<case>_probabilities.nii.gz` beside the label map, classes last.
-        cases: from `find_inputs`.
-        output: as for `plan_outputs`.
-        on_case: called after each case.
+        segmenter: reads, segments and writes.
+        jobs: from `plan_jobs`.
+        manifest: what earlier runs did; what this one does is added and written after each case.
+        processes: cases segmented side by side. With one, a case is read while the one before is segmented
+            and written while the one after is.
+        backend: processes of this machine, or those of a Ray cluster.
+        on_outcome: called after each case, in the order in which they end.
+        on_progress: called with (case, parts done, parts in all); only where there is one process.
+
+    Returns:
+        The outcomes in the order of the jobs.
 
     Raises:
-        DataError: as `plan_outputs`, before anything is predicted.
+        ConfigError: Ray is asked for and not installed.
     """
-    outcomes = []
-    for case, target in zip(cases, plan_outputs(cases, output), strict=True):
-        try:
-            outcome = Outcome(case, paths=_write(target, *predict(case)))
-        except MedsegError as error:
-            outcome = Outcome(case, error=str(error))
-        except Exception as error:  # whatever one case does wrong, the others are still done
-            outcome = Outcome(case, error=f"{type(error).__name__}: {error}")
-        outcomes.append(outcome)
-        if on_case is not None:
-            on_case(outcome)
-    return outcomes
-
-
-def _write(target: Path, label_map: Volume, probabilities: np.ndarray | None) -> tuple[Path, ...]:
-    """Write what was predicted, the label map last: where it is, the case is done."""
-    written = [target]
-    if probabilities is not None:
-        path = target.with_name(volume_stem(target) + PROBABILITIES_ENDING)
-        with atomic_path(path) as temporary:
-            write_nifti(np.moveaxis(probabilities, 0, -1), label_map.grid, temporary)
-        written.append(path)
-    write_volume(label_map, target)
-    return tuple(written)
-
-
-def _list_cases(manifest: Path) -> list[InputCase]:
-    cases = list_manifest(manifest).cases
-    return [InputCase(case.name, case.image_paths, case.name + DEFAULT_SUFFIX) for case in cases]
-
-
-def _list_images(path: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images at a place, and the entries of a folder that are none."""
-    if not path.exists():
-        raise DataError(f"Input {path} does not exist; check the name and the folder")
-    if path.is_file():
-        if not path.name.lower().endswith(VOLUME_SUFFIXES):
-            raise DataError(
-                f"Input {path} is none of {', '.join(VOLUME_SUFFIXES)}, nor a CSV manifest; for DICOM give "
-                "the series' folder"
-            )
-        return [path], []
-    is_series = is_volume_path(path)
-    entries = sorted(path.iterdir())
-    images = [entry for entry in entries if is_volume_path(entry)]
-    files = [entry for entry in images if entry.name.lower().endswith(VOLUME_SUFFIXES)]
-    if is_series and files:
-        raise DataError(f"Input {path} holds a DICOM series and {files[0].name} too; give the ones you mean")
-    if is_series:
-        return [path], []
-    if not images:
-        raise DataError(
-            f"Input {path} holds no image ({', '.join(VOLUME_SUFFIXES)} or a folder with DICOM files)"
+    outcomes: dict[str, Outcome] = {}
+    waiting = []
+    for job in jobs:
+        done = manifest.find_done(job.case.name, job.case.image_paths, job.target)
+        if done is None:
+            waiting.append(job)
+        else:
+            outcomes[job.case.name] = Outcome(job.case, done, skipped=True)
+            on_outcome(outcomes[job.case.name])
+    if processes > 1 or backend == "ray":
+        ended = _side_by_side(segmenter, waiting, processes, backend)
+    else:
+        ended = _overlapped(segmenter, waiting, on_progress)
+    for outcome in ended:
+        outcomes[outcome.case.name] = outcome
+        manifest.add(
+            outcome.case.name,
+            outcome.case.image_paths,
+            outputs=outcome.paths,
+            error=outcome.error,
+            details=outcome.details,
         )
-    return images, [entry for entry in entries if entry not in set(images)]
+        on_outcome(outcome)
+    return [outcomes[job.case.name] for job in jobs]
 
 
-def _group_channels(images: Iterable[Path], in_channels: int) -> list[tuple[str, list[Path]]]:
-    """Return each case's name and files.
-
-    The files name_0000 … of one folder are a case if they are just the model's channels. Otherwise the digits
-    are part of a name, as in case_0001 … case_0099, and every file is a case.
-    """
-    groups: dict[tuple[Path, str], dict[int, Path]] = defaultdict(dict)
-    cases: list[tuple[str, list[Path]]] = []
-    for path in images:
-        numbered = re.fullmatch(r"(.+)_(\d{4})", volume_stem(path)) if path.is_file() else None
-        if numbered is None:
-            cases.append((volume_stem(path.resolve()) if path.is_dir() else volume_stem(path), [path]))
-            continue
-        channels = groups[path.parent, numbered[1]]
-        number = int(numbered[2])
-        if number in channels:  # a_0000.nii and a_0000.nrrd: told apart, and told, by their output names
-            cases.append((volume_stem(path), [path]))
-        else:
-            channels[number] = path
-    for (_, name), channels in groups.items():
-        if set(channels) == set(range(in_channels)):
-            cases.append((name, [channels[number] for number in range(in_channels)]))
-        else:
-            cases.extend((volume_stem(path), [path]) for path in channels.values())
-    return sorted(cases)
+def infer_case(segmenter: Segmenter, job: Job) -> Outcome:
+    """Segment one case from its files to its files."""
+    steps = _Steps(segmenter, job)
+    return steps.write(steps.segment(steps.read(), None))
 
 
-def _make_case(name: str, files: list[Path]) -> InputCase:
-    return InputCase(name, tuple(files), name + _output_suffix(files[0]))
+class _Steps:
+    """One case on its way: an error in one step is kept, and the steps after it do nothing."""
+
+    def __init__(self, segmenter: Segmenter, job: Job) -> None:
+        self.job, self._segmenter = job, segmenter
+        self._seconds: dict[str, float] = {}
+        self._error: str | None = None
+        self._details: dict[str, Any] = {}
+        self._paths: tuple[Path, ...] = ()
+
+    def read(self) -> Any:
+        return self._try("read", partial(self._segmenter.read, self.job.case))
+
+    def segment(self, prepared: Any, on_progress: Callable[[InputCase, int, int], None] | None) -> Any:
+        reset_peak()
+        progress = on_progress and partial(on_progress, self.job.case)
+        return self._try("segment", partial(self._segmenter.segment, prepared, progress))
+
+    def write(self, segmented: Any) -> Outcome:
+        written = self._try("write", partial(self._segmenter.write, segmented, self.job.target))
+        if written is not None:
+            self._paths, self._details = written
+        details = {
+            "seconds": {step: round(seconds, 3) for step, seconds in self._seconds.items()},
+            "peak_memory_bytes": peak_resident_bytes(),
+            **self._details,
+        }
+        return Outcome(self.job.case, self._paths, self._error, details=details)
+
+    def _try(self, step: str, call: Callable[[], Any]) -> Any:
+        if self._error is not None:
+            return None
+        start = time.perf_counter()
+        try:
+            return call()
+        except MedsegError as error:
+            self._error = str(error)
+        except Exception as error:  # whatever one case does wrong, the others are still done
+            self._error = f"{type(error).__name__}: {error}"
+        finally:
+            self._seconds[step] = time.perf_counter() - start
+        return None
 
 
-def _output_suffix(image: Path) -> str:
-    """Return the image's own suffix where it can be written."""
-    suffix = "" if image.is_dir() else image.name[len(volume_stem(image)) :]
-    if suffix.lower() == ".mhd":
-        return ".mha"
-    return suffix or DEFAULT_SUFFIX
+def _overlapped(
+    segmenter: Segmenter, jobs: Sequence[Job], on_progress: Callable[[InputCase, int, int], None] | None
+) -> Iterator[Outcome]:
+    """Yield outcomes; while a case is segmented, the next one is read and the last one written."""
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        writing: Future[Outcome] | None = None
+        following = [_Steps(segmenter, job) for job in jobs]
+        reading = reader.submit(following[0].read) if following else None
+        for number, steps in enumerate(following):
+            assert reading is not None
+            prepared = reading.result()
+            ahead = following[number + 1 : number + 2]
+            reading = reader.submit(ahead[0].read) if ahead else None
+            segmented = steps.segment(prepared, on_progress)
+            del prepared
+            if writing is not None:
+                yield writing.result()
+            writing = writer.submit(steps.write, segmented)
+            del segmented
+        if writing is not None:
+            yield writing.result()
 
 
-def _check_unique(cases: Sequence[InputCase]) -> None:
-    """Raise DataError where two cases would write the same file (some file systems do not know a from A)."""
-    counts = Counter(case.name.casefold() for case in cases)
-    for case in cases:
-        if counts[case.name.casefold()] > 1:
-            same = [other for other in cases if other.name.casefold() == case.name.casefold()]
-            places = ", ".join(str(path) for other in same for path in other.image_paths)
-            raise DataError(
-                f"{len(same)} inputs would all write the outputs of case {case.name!r}: {places}; "
-                "rename them, or segment them one after another into folders of their own"
-            )
+def _side_by_side(
+    segmenter: Segmenter, jobs: Sequence[Job], processes: int, backend: Backend
+) -> Iterator[Outcome]:
+    """Yield outcomes as the processes finish them."""
+    from joblib import Parallel, delayed, parallel_config
+
+    if backend == "ray":
+        _register_ray()
+    with parallel_config("ray" if backend == "ray" else "loky", n_jobs=processes):
+        calls = (delayed(infer_case)(segmenter, job) for job in jobs)
+        yield from Parallel(return_as=_return_as(backend), batch_size=1, pre_dispatch="2*n_jobs")(calls)
+
+
+def _return_as(backend: Backend) -> str:
+    # Ray's joblib backend hands results over at the end only.
+    return "list" if backend == "ray" else "generator_unordered"
+
+
+def _register_ray() -> None:
+    try:
+        from ray.util.joblib import register_ray
+    except ImportError:
+        raise ConfigError(
+            "Cases can be spread over a Ray cluster only where Ray is installed; install it with "
+            'pip install "medseg-brn[ray]", or leave out --backend ray'
+        ) from None
+    register_ray()

@@ -15,7 +15,7 @@ from medseg_brn.inference.machine import default_budget_bytes, resident_bytes
 from medseg_brn.inference.postprocessing import choose_rules, postprocess_label_map
 from medseg_brn.inference.prediction import Options, Progress, compute_scores
 from medseg_brn.inference.predictor import Predictor
-from medseg_brn.models.description import ModelDescription
+from medseg_brn.models.description import Description, ModelDescription
 from medseg_brn.models.scan import AIR_BLOCK, Images, PreparedScan, prepare_scan
 from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Volume
@@ -44,13 +44,14 @@ class Prediction:
         label_map: with the label values of the training data, on exactly the scan's grid.
         probabilities: (K, X, Y, Z) float32 in [0, 1] on that grid, where asked for.
         plan: how it was computed, in a line.
-        predicted_bytes: memory planned for features and scores; None for overlapping windows.
+        predicted_peak_bytes: what the process was planned to have in memory at once; None for overlapping
+            windows.
     """
 
     label_map: Volume
     probabilities: np.ndarray | None
     plan: str
-    predicted_bytes: int | None
+    predicted_peak_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Model:
     """
 
     members: tuple[Member, ...]
-    description: ModelDescription
+    description: Description
 
     @classmethod
     def from_network(
@@ -76,7 +77,7 @@ class Model:
     def from_networks(
         cls,
         members: Sequence[tuple[nn.Module, ModelDescription]],
-        description: ModelDescription,
+        description: Description,
         device: torch.device,
         dtype: torch.dtype,
     ) -> "Model":
@@ -160,16 +161,32 @@ class Model:
             return prediction.label_map
         return prediction.label_map, prediction.probabilities
 
-    def prepare(self, images: Images, *, memory_bytes: int | None = None) -> PreparedScan:
-        """Read and preprocess a scan: the part of `predict` that needs no network."""
+    def prepare(
+        self,
+        images: Images,
+        *,
+        memory_bytes: int | None = None,
+        scans_at_once: int = 1,
+        keep_channels: bool = False,
+    ) -> PreparedScan:
+        """Read and preprocess a scan: the part of `predict` that needs no network.
+
+        Args:
+            images: as for `predict`.
+            memory_bytes: as for `predict`.
+            scans_at_once: so many scans share the memory for scans: 2 where one is read while another is
+                segmented.
+            keep_channels: keep the scan's own values too.
+        """
         allowed = default_budget_bytes() if memory_bytes is None else memory_bytes
-        scratch = Scratch(in_memory_bytes=int(SCAN_SHARE * allowed))
+        scratch = Scratch(in_memory_bytes=int(SCAN_SHARE * allowed / scans_at_once))
         preprocessings = [member.preprocessing for member in self.members]
         settings = self.description.inference
         return prepare_scan(
             images,
             preprocessings,
             skip_air=settings.skip_air,
+            keep_channels=keep_channels,
             scratch=scratch,
             model_name=self.description.name,
             modalities=self.description.modalities,
@@ -183,18 +200,23 @@ class Model:
         overlap: float | None = None,
         mirror_axes: Sequence[int] | None = None,
         memory_bytes: int | None = None,
+        scans_at_once: int = 1,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Segment a prepared scan; the arguments are those of `predict`."""
+        """Segment a prepared scan; the arguments are those of `predict` and `prepare`."""
         settings = self.description.inference
         num_classes = self.description.num_classes
+        allowed = default_budget_bytes() if memory_bytes is None else memory_bytes
+        taken = resident_bytes() + LABEL_MAP_BYTES * math.prod(scan.grid.shape) + RESERVED_BYTES
+        # What the other scans may take in the meantime.
+        elsewhere = SCAN_SHARE * allowed * (scans_at_once - 1) / scans_at_once
         labels = LabelMapRestorer(scan.record, num_classes, scan.scratch)
         restored = ProbabilityRestorer(scan.record, num_classes, scan.scratch) if probabilities else None
         options = Options(
             windows=overlap is not None,
             overlap=settings.overlap if overlap is None else overlap,
             mirror_axes=tuple(settings.mirror_axes if mirror_axes is None else mirror_axes),
-            budget_bytes=_budget(memory_bytes, scan),
+            budget_bytes=allowed - taken - elsewhere,
             occupied=scan.occupied,
             block=AIR_BLOCK,
             probabilities=probabilities or scan.record.network_shape != scan.record.cropped_shape,
@@ -212,14 +234,8 @@ class Model:
             Volume(values, scan.grid),
             None if restored is None else restored.finish(),
             scores.plan,
-            scores.predicted_bytes,
+            None if scores.predicted_bytes is None else int(taken + scores.predicted_bytes),
         )
-
-
-def _budget(memory_bytes: int | None, scan: PreparedScan) -> float:
-    """Return what features and scores may take: of the memory allowed, what is not taken or spoken for."""
-    allowed = default_budget_bytes() if memory_bytes is None else memory_bytes
-    return allowed - resident_bytes() - LABEL_MAP_BYTES * math.prod(scan.grid.shape) - RESERVED_BYTES
 
 
 def _to_label_values(classes: np.ndarray, label_values: Sequence[int]) -> np.ndarray:

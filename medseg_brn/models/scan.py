@@ -33,6 +33,7 @@ class PreparedScan:
             same preprocessing share one.
         record: the way back to the scan's grid.
         occupied: (x, y, z) of blocks of `AIR_BLOCK` voxels that hold something; None where all do.
+        channels: the scan's own values on its own grid, where they are kept.
         scratch: where its arrays are, and what is made from them goes; closed by whoever made it.
     """
 
@@ -41,6 +42,7 @@ class PreparedScan:
     images: tuple[np.ndarray, ...]
     record: SpatialRecord
     occupied: np.ndarray | None
+    channels: tuple[Volume, ...]
     scratch: Scratch
 
 
@@ -49,6 +51,7 @@ def prepare_scan(
     preprocessings: Sequence[Preprocessing],
     *,
     skip_air: bool,
+    keep_channels: bool,
     scratch: Scratch,
     model_name: str,
     modalities: Sequence[str],
@@ -59,6 +62,7 @@ def prepare_scan(
         images: as for `Model.predict`.
         preprocessings: of the model's members, alike but for the intensities' constants.
         skip_air: look for blocks of air.
+        keep_channels: keep the scan's own values too.
         scratch: where large arrays go.
         model_name: for messages.
         modalities: of the model's channels.
@@ -78,6 +82,7 @@ def prepare_scan(
         tuple(prepared[key].array for key in preprocessings),
         record,
         None if air is None else ~air,
+        tuple(volumes) if keep_channels else (),
         scratch,
     )
 

@@ -1,13 +1,17 @@
 """`medseg-brn infer`, run as a person runs it."""
 
+import csv
 import json
 import subprocess
 import sys
+import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from typer.testing import CliRunner
 
 from medseg_brn.cases.preprocessing import Preprocessing
@@ -78,7 +82,9 @@ def test_a_folder_with_a_bad_scan_segments_the_others_and_says_so(tmp_path, mode
     assert "2 of 3 scans segmented" in result.stdout
     assert "notes.txt" in result.stdout
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["a.nii.gz", "a_probabilities.nii.gz", "b.nrrd", "b_probabilities.nii.gz"]
+    assert written == [
+        "a.nii.gz", "a_probabilities.nii.gz", "b.nrrd", "b_probabilities.nii.gz", "manifest.json",
+    ]  # fmt: skip
     probabilities = read_channels(tmp_path / "out" / "b_probabilities.nii.gz")
     assert len(probabilities) == 2
     np.testing.assert_array_equal(
@@ -113,6 +119,116 @@ def test_options_change_what_is_predicted(tmp_path, model_folder, scans):
     )
     np.testing.assert_allclose(tta, expected, atol=1e-6)
     assert not np.allclose(plain, tta, atol=1e-6)
+
+
+def test_the_manifest_tells_model_versions_and_each_scan(tmp_path, model_folder, scans):
+    _infer(model_folder, scans, "-o", tmp_path / "out", "--memory", "2GB", "-s", "skip_air=false")
+    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert content["model"]["name"] == "tiny"
+    assert content["settings"]["inference"]["skip_air"] is False
+    assert {name: case["outcome"] for name, case in content["cases"].items()} == {
+        "a": "done", "b": "done", "broken": "failed",
+    }  # fmt: skip
+    assert "broken.nii.gz" in content["cases"]["broken"]["error"]
+    done = content["cases"]["a"]
+    assert set(done["seconds"]) == {"read", "segment", "write"}
+    assert done["plan"].startswith("exact") and done["peak_memory_bytes"] > 0
+    (label_map,) = done["outputs"]
+    assert label_map["path"] == "a.nii.gz"
+    assert label_map["sha256"] == sha256((tmp_path / "out" / "a.nii.gz").read_bytes()).hexdigest()
+
+
+def test_a_second_call_goes_on_where_the_first_one_stopped(tmp_path, model_folder, scans):
+    first = _infer(model_folder, scans, "-o", tmp_path / "out")
+    assert "2 of 3 scans segmented" in first.stdout
+    before = (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns
+    write_volume(read_volume(scans / "a.nii.gz"), scans / "broken.nii.gz")
+    second = _infer(model_folder, scans, "-o", tmp_path / "out")
+    assert second.exit_code == 0, second.output
+    assert "3 of 3 scans segmented, 2 of them before" in second.stdout.replace("\n", " ")
+    assert (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns == before
+    _infer(model_folder, scans, "-o", tmp_path / "out", "--precision", "fp32", "-s", "skip_air=false")
+    assert (tmp_path / "out" / "a.nii.gz").stat().st_mtime_ns > before
+
+
+@pytest.mark.slow
+def test_a_killed_call_leaves_whole_files_only_and_is_gone_on_with(tmp_path, model_folder):
+    for seed in range(12):
+        array = np.random.default_rng(seed).normal(100, 20, (90, 80, 70)).astype(np.float32)
+        write_volume(Volume(array, Grid((90, 80, 70), LPS)), tmp_path / "scans" / f"{seed:02}.nii.gz")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "medseg_brn", "infer", model_folder, tmp_path / "scans", "-o", out]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    while len(list(out.glob("[0-9]*.nii.gz"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    whole = sorted(path.name for path in out.glob("[0-9]*.nii.gz"))
+    assert 3 <= len(whole) < 12
+    for name in whole:
+        assert read_volume(out / name).shape == (90, 80, 70)
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert "12 of 12 scans segmented" in result.stdout
+    assert sorted(path.name for path in out.glob("[0-9]*.nii.gz")) == [f"{n:02}.nii.gz" for n in range(12)]
+
+
+def test_jobs_give_what_one_process_gives(tmp_path, model_folder, scans):
+    one = _infer(model_folder, scans, "-o", tmp_path / "one")
+    two = _infer(model_folder, scans, "-o", tmp_path / "two", "--jobs", "2", "--memory", "4GB")
+    assert isinstance(one.exception, MedsegError) and isinstance(two.exception, MedsegError)
+    assert str(one.exception) == str(two.exception)
+    for name in ("a.nii.gz", "b.nrrd"):
+        found, expected = (read_volume(tmp_path / folder / name) for folder in ("two", "one"))
+        np.testing.assert_array_equal(found.array, expected.array)
+
+
+def test_measurements_are_a_table_beside_the_label_maps(tmp_path, model_folder, scans):
+    (scans / "broken.nii.gz").unlink()
+    result = _infer(model_folder, scans, "-o", tmp_path / "out", "--measurements")
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "out" / "measurements.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"a", "b"}
+    scan, label_map = read_volume(scans / "a.nii.gz"), read_volume(tmp_path / "out" / "a.nii.gz")
+    mask = label_map.array == 7
+    assert rows["a"]["structure"] == "tumour"
+    assert float(rows["a"]["volume_ml"]) == pytest.approx(mask.sum() * 1.5 / 1000)
+    assert float(rows["a"]["mean_intensity"]) == pytest.approx(scan.array[mask].mean(), rel=1e-4)
+
+
+def test_verbose_tells_plan_and_memory(tmp_path, model_folder, scans):
+    result = _infer(model_folder, scans / "a.nii.gz", "-o", tmp_path / "a.nii.gz", "-v", "--memory", "3GB")
+    assert "exact, " in result.stderr and "GB predicted" in result.stderr
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_structure_is_postprocessed_on_request(tmp_path, model_folder, scans):
+    _infer(model_folder, scans / "a.nii.gz", "-o", tmp_path / "plain.nii.gz")
+    _infer(
+        model_folder, scans / "a.nii.gz", "-o", tmp_path / "kept.nii.gz",
+        "-s", "postprocessing.tumour.keep_largest=true",
+    )  # fmt: skip
+    plain, kept = (read_volume(tmp_path / f"{name}.nii.gz").array == 7 for name in ("plain", "kept"))
+    assert ndimage.label(plain)[1] > 1
+    assert ndimage.label(kept)[1] == 1
+    assert (plain | kept == plain).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--memory", "lots"], "'lots' is no amount of memory"),
+        (["--memory", "1MB"], "raise --memory"),
+        (["-s", "skip_airs=false"], "did you mean 'skip_air'"),
+        (["-s", "postprocessing.tumor.keep_largest=true"], "nearest: tumour"),
+        (["-s", "overlap=2"], "inference.overlap"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_message(tmp_path, model_folder, scans, options, message):
+    result = _infer(model_folder, scans / "a.nii.gz", "-o", tmp_path / "out", *options)
+    assert isinstance(result.exception, MedsegError)
+    assert message in str(result.exception)
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
 @pytest.mark.parametrize(

@@ -1,201 +1,156 @@
-import re
+"""Cohorts of cases that take no network: what is done, told, passed over and side by side."""
+
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from medseg_brn.errors import DataError
-from medseg_brn.inference.cohort import InputCase, find_inputs, infer_cohort, plan_outputs
-from medseg_brn.volumes.reading import read_channels, read_volume
-from medseg_brn.volumes.volume import Grid, Volume
-from medseg_brn.volumes.writing import write_volume
-
-GRID = Grid((3, 4, 2), np.diag([1.0, 2.0, 3.0, 1.0]))
+from medseg_brn.inference.cohort import infer_cohort
+from medseg_brn.inference.inputs import InputCase, Job
+from medseg_brn.inference.manifest import Manifest
 
 
-def _touch(folder: Path, *names: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).touch()
+@dataclass(frozen=True)
+class Doubler:
+    """Segments text files: reads a number, doubles it, writes it. Some files are bad in some step."""
+
+    factor: int = 2
+
+    def read(self, case: InputCase) -> int:
+        text = case.image_paths[0].read_text()
+        if not text.isdigit():
+            raise DataError(f"{case.name} holds {text!r}, which is no number")
+        return int(text)
+
+    def segment(self, prepared: int, progress) -> int:
+        if prepared == 13:
+            raise MemoryError("needs 3 TiB")
+        if progress is not None:
+            progress(1, 1)
+        return self.factor * prepared
+
+    def write(self, segmented: int, target: Path):
+        if segmented == self.factor * 99:
+            raise DataError(f"Cannot write {target}: the disk is full; free some space.")
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(str(segmented))
+        return (target,), {"plan": "by hand"}
 
 
-def _found(paths, in_channels=1) -> dict[str, list[str]]:
-    """Output name → names of the images."""
-    cases = find_inputs(paths, in_channels).cases
-    return {case.output_name: [path.name for path in case.image_paths] for case in cases}
+def _jobs(folder: Path, **texts: str) -> list[Job]:
+    jobs = []
+    for name, text in texts.items():
+        path = folder / f"{name}.txt"
+        path.write_text(text)
+        jobs.append(Job(InputCase(name, (path,), path.name), folder / "out" / path.name))
+    return jobs
 
 
-def test_a_folder_gives_a_case_per_image_under_its_own_name(tmp_path):
-    _touch(tmp_path, "b.nii.gz", "a.nii", "c.nrrd", "d.mha", "e.mhd", "notes.txt", "._a.nii")
-    assert _found([tmp_path]) == {
-        "a.nii": ["a.nii"],
-        "b.nii.gz": ["b.nii.gz"],
-        "c.nrrd": ["c.nrrd"],
-        "d.mha": ["d.mha"],
-        "e.mha": ["e.mhd"],
-    }
-    passed_over = find_inputs([tmp_path], 1).passed_over
-    assert sorted(path.name for path in passed_over) == ["._a.nii", "notes.txt"]
+def _manifest(folder: Path, model: str = "first") -> Manifest:
+    return Manifest(folder / "out" / "manifest.json", {"name": model}, {"precision": "float32"})
 
 
-def test_numbered_channels_are_one_case(tmp_path):
-    _touch(tmp_path, "p1_0000.nii.gz", "p1_0001.nii.gz", "p2_0001.nii.gz", "p2_0000.nii.gz", "p3.nii.gz")
-    assert _found([tmp_path], in_channels=2) == {
-        "p1.nii.gz": ["p1_0000.nii.gz", "p1_0001.nii.gz"],
-        "p2.nii.gz": ["p2_0000.nii.gz", "p2_0001.nii.gz"],
-        "p3.nii.gz": ["p3.nii.gz"],
-    }
+def _run(folder: Path, jobs: list[Job], segmenter=None, model: str = "first", **options):
+    manifest = _manifest(folder, model)
+    outcomes = infer_cohort(segmenter or Doubler(), jobs, manifest, **options)
+    manifest.write()
+    return outcomes
 
 
-def test_nnunet_s_ending_of_a_single_channel_is_no_part_of_the_name(tmp_path):
-    _touch(tmp_path, "p1_0000.nii.gz", "p2_0000.nii.gz")
-    assert list(_found([tmp_path])) == ["p1.nii.gz", "p2.nii.gz"]
-
-
-def test_numbers_that_are_no_channels_are_names(tmp_path):
-    _touch(tmp_path, "case_0000.nii.gz", "case_0001.nii.gz", "case_0017.nii.gz")
-    assert list(_found([tmp_path])) == ["case_0000.nii.gz", "case_0001.nii.gz", "case_0017.nii.gz"]
-
-
-def test_an_incomplete_case_is_left_to_fail_by_itself(tmp_path):
-    _touch(tmp_path, "p1_0000.nii.gz", "p2_0000.nii.gz", "p2_0001.nii.gz")
-    assert _found([tmp_path], in_channels=2) == {
-        "p1_0000.nii.gz": ["p1_0000.nii.gz"],
-        "p2.nii.gz": ["p2_0000.nii.gz", "p2_0001.nii.gz"],
-    }
-
-
-def test_channels_of_other_folders_are_other_cases(tmp_path):
-    _touch(tmp_path / "one", "p1_0000.nii.gz", "p1_0001.nii.gz")
-    _touch(tmp_path / "two", "p2_0000.nii.gz", "p2_0001.nii.gz")
-    assert list(_found([tmp_path / "one", tmp_path / "two"], 2)) == ["p1.nii.gz", "p2.nii.gz"]
-
-
-def test_a_dicom_folder_is_a_case_named_like_the_folder(data_folder):
-    folder = data_folder / "abdomen_ct" / "dicom"
-    assert [(case.output_name, case.image_paths) for case in find_inputs([folder], 1).cases] == [
-        ("dicom.nii.gz", (folder,))
-    ]
-
-
-@pytest.mark.parametrize(
-    ("names", "given", "message"),
-    [
-        ([], "nowhere", "nowhere does not exist"),
-        (["a.png"], "a.png", r"a\.png is none of \.nii\.gz"),
-        (["a.png"], ".", "holds no image"),
-        (["a.nii", "a.nrrd"], ".", r"2 inputs .* case 'a': .*a\.nii, .*a\.nrrd"),
-        (["Scan.nii", "scan.nii.gz"], ".", "2 inputs"),
-    ],
-)
-def test_inputs_that_cannot_be_are_refused(tmp_path, names, given, message):
-    _touch(tmp_path, *names)
-    with pytest.raises(DataError, match=message):
-        find_inputs([tmp_path / given], 1)
-
-
-def test_a_scan_given_twice_is_told(tmp_path):
-    _touch(tmp_path, "a.nii")
-    with pytest.raises(DataError, match="case 'a'"):
-        find_inputs([tmp_path, tmp_path / "a.nii"], 1)
-
-
-def _cases(folder: Path, *names: str) -> list[InputCase]:
-    return [InputCase(name, (folder / f"{name}.nii.gz",), f"{name}.nii.gz") for name in names]
-
-
-def test_one_case_may_go_to_a_file_and_several_to_a_folder(tmp_path):
-    one, two = _cases(tmp_path, "a"), _cases(tmp_path, "a", "b")
-    assert plan_outputs(one, tmp_path / "out.nrrd") == [tmp_path / "out.nrrd"]
-    assert plan_outputs(one, tmp_path / "out") == [tmp_path / "out" / "a.nii.gz"]
-    assert plan_outputs(two, tmp_path / "out") == [
-        tmp_path / "out" / "a.nii.gz",
-        tmp_path / "out" / "b.nii.gz",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("names", "output", "message"),
-    [
-        (["a", "b"], "out.nii.gz", "one file, but there are 2 cases"),
-        (["a"], "out.mhd", r"must end in one of \.nii\.gz, \.nii, \.nrrd, \.mha"),
-        (["a"], "notes.txt", r"notes\.txt is a file"),
-        (["a", "b"], ".", r"b\.nii\.gz would replace an input|a\.nii\.gz would replace an input"),
-        (["a"], "a.nii.gz", r"a\.nii\.gz would replace an input"),
-    ],
-)
-def test_outputs_that_would_do_harm_are_refused(tmp_path, names, output, message):
-    _touch(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=message):
-        plan_outputs(_cases(tmp_path, *names), tmp_path / output)
-
-
-def _half(case: InputCase) -> tuple[Volume, np.ndarray | None]:
-    if case.name == "bad":
-        raise DataError("bad.nii.gz is truncated")
-    if case.name == "worse":
-        raise MemoryError("needs 3 TiB")
-    label_map = Volume(np.arange(24, dtype=np.uint8).reshape(3, 4, 2), GRID)
-    return label_map, np.stack([label_map.array / 24, 1 - label_map.array / 24]).astype(np.float32)
-
-
-def test_bad_cases_are_told_and_the_others_are_done(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bad_cases_are_told_and_the_others_are_done(tmp_path, processes):
+    jobs = _jobs(tmp_path, a="1", bad="x", huge="13", full="99", z="21")
     seen = []
-    cases = _cases(tmp_path, "a", "bad", "worse", "z")
-    outcomes = infer_cohort(_half, cases, tmp_path / "out", seen.append)
-    assert outcomes == seen
+    outcomes = _run(tmp_path, jobs, processes=processes, on_outcome=seen.append)
+    assert [outcome.case.name for outcome in outcomes] == ["a", "bad", "huge", "full", "z"]
+    assert sorted(seen, key=lambda one: one.case.name) == sorted(outcomes, key=lambda one: one.case.name)
     assert [outcome.error for outcome in outcomes] == [
         None,
-        "bad.nii.gz is truncated",
+        "bad holds 'x', which is no number",
         "MemoryError: needs 3 TiB",
+        f"Cannot write {tmp_path / 'out' / 'full.txt'}: the disk is full; free some space.",
         None,
     ]
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == sorted(f"{name}{end}.nii.gz" for name in "az" for end in ("", "_probabilities"))
+    assert {path.name: path.read_text() for path in (tmp_path / "out").glob("*.txt")} == {
+        "a.txt": "2",
+        "z.txt": "42",
+    }
+    cases = _manifest(tmp_path).cases
+    assert [cases[name]["outcome"] for name in ("a", "bad", "huge", "full", "z")] == [
+        "done", "failed", "failed", "failed", "done",
+    ]  # fmt: skip
+    assert cases["a"]["plan"] == "by hand"
+    assert set(cases["a"]["seconds"]) == {"read", "segment", "write"}
+    assert set(cases["bad"]["seconds"]) == {"read"}
+    assert cases["a"]["peak_memory_bytes"] > 1e6
 
 
-def test_label_map_and_probabilities_are_written_on_the_grid(tmp_path):
-    (outcome,) = infer_cohort(_half, _cases(tmp_path, "a"), tmp_path / "out.mha")
-    label_map, probabilities = outcome.paths
-    assert [path.name for path in outcome.paths] == ["out.mha", "out_probabilities.nii.gz"]
-    np.testing.assert_array_equal(read_volume(label_map).array, np.arange(24).reshape(3, 4, 2))
-    channels = read_channels(probabilities)
-    np.testing.assert_allclose(channels[0].array * 24, np.arange(24).reshape(3, 4, 2), rtol=1e-6)
-    np.testing.assert_allclose(channels[1].array, 1 - channels[0].array, atol=1e-6)
-    np.testing.assert_array_equal(channels[0].affine, GRID.affine)
+def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path):
+    jobs = _jobs(tmp_path, a="1", b="x")
+    _run(tmp_path, jobs)
+    (tmp_path / "b.txt").write_text("2")
+    outcomes = _run(tmp_path, jobs, segmenter=Doubler(factor=3))
+    assert [(outcome.skipped, outcome.error) for outcome in outcomes] == [(True, None), (False, None)]
+    assert outcomes[0].paths == (tmp_path / "out" / "a.txt",)
+    assert [(tmp_path / "out" / name).read_text() for name in ("a.txt", "b.txt")] == ["2", "6"]
 
 
-def test_a_failed_case_leaves_an_earlier_result_as_it_was(tmp_path):
-    write_volume(Volume(np.ones((3, 4, 2), np.uint8), GRID), tmp_path / "out" / "bad.nii.gz")
-    before = (tmp_path / "out" / "bad.nii.gz").read_bytes()
-    infer_cohort(_half, _cases(tmp_path, "bad"), tmp_path / "out")
-    assert (tmp_path / "out" / "bad.nii.gz").read_bytes() == before
+@pytest.mark.parametrize("change", ["model", "image", "output", "output gone", "manifest gone"])
+def test_a_case_is_done_again_where_anything_about_it_is_another(tmp_path, change):
+    jobs = _jobs(tmp_path, a="1")
+    _run(tmp_path, jobs)
+    if change == "image":
+        (tmp_path / "a.txt").write_text("5")
+    elif change == "output":
+        (tmp_path / "out" / "a.txt").write_text("corrected by hand")
+    elif change == "output gone":
+        (tmp_path / "out" / "a.txt").unlink()
+    elif change == "manifest gone":
+        (tmp_path / "out" / "manifest.json").unlink()
+    (outcome,) = _run(tmp_path, jobs, model="second" if change == "model" else "first")
+    assert not outcome.skipped
+    assert (tmp_path / "out" / "a.txt").read_text() == ("10" if change == "image" else "2")
 
 
-def test_nothing_is_predicted_where_outputs_cannot_be(tmp_path):
-    asked = []
-    with pytest.raises(DataError, match=re.escape(str(tmp_path / "out.nii"))):
-        infer_cohort(asked.append, _cases(tmp_path, "a", "b"), tmp_path / "out.nii")
-    assert asked == []
+def test_the_next_case_is_read_while_one_is_segmented(tmp_path):
+    read = {name: threading.Event() for name in ("a", "b")}
+
+    class Waiting(Doubler):
+        def read(self, case):
+            read[case.name].set()
+            return super().read(case)
+
+        def segment(self, prepared, progress):
+            # It would wait for ever if b were read only after a.
+            assert prepared != 1 or read["b"].wait(60)
+            return super().segment(prepared, progress)
+
+    outcomes = _run(tmp_path, _jobs(tmp_path, a="1", b="2"), segmenter=Waiting())
+    assert [outcome.error for outcome in outcomes] == [None, None]
 
 
-def test_a_manifest_gives_its_cases_under_their_names(tmp_path):
-    (tmp_path / "cohort.csv").write_text(
-        "case,image_0,image_1\np2,scans/x.mha,scans/y.mha\np1,u.nii,/far/v.nii\n"
-    )
-    _touch(tmp_path / "other", "a.nrrd")
-    found = find_inputs([tmp_path / "cohort.csv", tmp_path / "other"], 2)
-    assert found.cases == (
-        InputCase("a", (tmp_path / "other" / "a.nrrd",), "a.nrrd"),
-        InputCase("p1", (tmp_path / "u.nii", Path("/far/v.nii")), "p1.nii.gz"),
-        InputCase("p2", (tmp_path / "scans" / "x.mha", tmp_path / "scans" / "y.mha"), "p2.nii.gz"),
-    )
-    assert found.passed_over == ()
+def test_progress_names_the_case(tmp_path):
+    told = []
+    _run(tmp_path, _jobs(tmp_path, a="1"), on_progress=lambda case, *parts: told.append((case.name, *parts)))
+    assert told == [("a", 1, 1)]
 
 
-def test_a_manifest_that_is_missing_or_names_a_case_twice_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"cohort\.csv does not exist"):
-        find_inputs([tmp_path / "cohort.csv"], 1)
-    (tmp_path / "cohort.csv").write_text("case,image\np1,a.nii\np1,b.nii\n")
-    with pytest.raises(DataError, match=r"2 inputs .* case 'p1': .*a\.nii, .*b\.nii"):
-        find_inputs([tmp_path / "cohort.csv"], 1)
+def test_no_cases_are_no_outcomes(tmp_path):
+    assert _run(tmp_path, []) == []
+
+
+@pytest.mark.slow
+def test_ray_takes_the_cases_of_a_cohort(tmp_path):
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        jobs = _jobs(tmp_path, a="1", bad="x", z="21")
+        outcomes = _run(tmp_path, jobs, processes=2, backend="ray")
+    finally:
+        ray.shutdown()
+    assert [outcome.error is None for outcome in outcomes] == [True, False, True]
+    assert (tmp_path / "out" / "z.txt").read_text() == "42"
+    assert np.isclose(_manifest(tmp_path).cases["z"]["seconds"]["read"], 0, atol=60)

@@ -10,7 +10,7 @@ from medseg_brn.models.description import ModelDescription
 from medseg_brn.networks.unet3d import UNet3d
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def description() -> ModelDescription:
     """Two classes besides the background, whose label values are not consecutive."""
     return ModelDescription(

@@ -1,0 +1,165 @@
+"""A model at work on a cohort: from the files of a case to the files of its result."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medseg_brn.experiment import override_inference
+from medseg_brn.inference.inputs import InputCase
+from medseg_brn.inference.machine import core_count, default_budget_bytes
+from medseg_brn.inference.manifest import digest
+from medseg_brn.inference.measurements import as_rows, measure_structures
+from medseg_brn.inference.postprocessing import choose_rules
+from medseg_brn.inference.precision import DeviceName, PrecisionName
+from medseg_brn.models.model import Model, Prediction
+from medseg_brn.models.package import DESCRIPTION_NAME, find_model_folder, load_model
+from medseg_brn.models.scan import PreparedScan
+from medseg_brn.volumes.atomic import atomic_path
+from medseg_brn.volumes.nifti import write_nifti
+from medseg_brn.volumes.reading import PROBABILITIES_ENDING, volume_stem
+from medseg_brn.volumes.writing import write_volume
+
+
+@dataclass(frozen=True)
+class ModelSegmenter:
+    """Reads, segments and writes cases with one model. Plain settings: each process loads the model itself.
+
+    Attributes:
+        model: run folder or model folder.
+        device: where to compute.
+        precision: what to compute in.
+        overrides: of the model's inference settings, `key=value`.
+        overlap: blend windows with this overlap instead of evaluating exactly.
+        probabilities: also write each class's probability.
+        measurements: also measure each structure.
+        memory_bytes: what all processes together may take; None is half of what is free.
+        processes: how many share the machine's memory and processors.
+        threads: of all processes together; None is one per core.
+        read_ahead: the next case is read while one is segmented.
+    """
+
+    model: Path
+    device: DeviceName = "auto"
+    precision: PrecisionName = "auto"
+    overrides: tuple[str, ...] = ()
+    overlap: float | None = None
+    probabilities: bool = False
+    measurements: bool = False
+    memory_bytes: int | None = None
+    processes: int = 1
+    threads: int | None = None
+    read_ahead: bool = False
+
+    def load(self) -> Model:
+        """Return the model, loaded once in a process, and let torch use this process's share of threads.
+
+        Raises:
+            ModelError: there is none, or it is damaged.
+            ConfigError: the device or precision is not to be had, or an override is wrong.
+        """
+        torch.set_num_threads(max(1, (self.threads or core_count()) // self.processes))
+        return _load(self.model, self.device, self.precision, self.overrides)
+
+    def read(self, case: InputCase) -> PreparedScan:
+        """Return the scan as the network sees it."""
+        return self.load().prepare(
+            list(case.image_paths),
+            memory_bytes=self._memory_bytes(),
+            scans_at_once=self._scans_at_once,
+            keep_channels=self.measurements,
+        )
+
+    def segment(
+        self, prepared: PreparedScan, progress: Callable[[int, int], None] | None
+    ) -> tuple[Prediction, dict[str, Any]]:
+        """Return the prediction, and details for the manifest."""
+        model = self.load()
+        prediction = model.segment(
+            prepared,
+            probabilities=self.probabilities,
+            overlap=self.overlap,
+            memory_bytes=self._memory_bytes(),
+            scans_at_once=self._scans_at_once,
+            progress=progress,
+        )
+        prepared.scratch.close()
+        details: dict[str, Any] = {
+            "plan": prediction.plan,
+            "predicted_peak_bytes": prediction.predicted_peak_bytes,
+        }
+        if self.measurements:
+            names = dict(zip(model.description.label_values, model.description.class_names, strict=True))
+            del names[model.description.label_values[0]]
+            details["measurements"] = as_rows(
+                measure_structures(prediction.label_map, prepared.channels, names)
+            )
+        return prediction, details
+
+    def write(
+        self, segmented: tuple[Prediction, dict[str, Any]], target: Path
+    ) -> tuple[tuple[Path, ...], dict[str, Any]]:
+        """Write what was predicted, the label map last: where it is, the case is done."""
+        prediction, details = segmented
+        written = [target]
+        if prediction.probabilities is not None:
+            path = target.with_name(volume_stem(target) + PROBABILITIES_ENDING)
+            with atomic_path(path) as temporary:
+                write_nifti(
+                    np.moveaxis(prediction.probabilities, 0, -1), prediction.label_map.grid, temporary
+                )
+            written.append(path)
+        write_volume(prediction.label_map, target)
+        return tuple(written), details
+
+    def with_chosen_precision(self) -> "ModelSegmenter":
+        """Return the same with what `auto` is here, so that all processes compute in one format."""
+        chosen: PrecisionName = "bf16" if self.load().members[0].predictor.dtype == torch.bfloat16 else "fp32"
+        return dataclasses.replace(self, precision=chosen)
+
+    def describe_model(self) -> dict[str, Any]:
+        """Return what tells this model from any other; descriptions hold the weights' checksums."""
+        folder = find_model_folder(self.model)
+        described = sorted(folder.rglob(DESCRIPTION_NAME))  # an ensemble's members have their own
+        return {
+            "name": self.load().description.name,
+            "descriptions_sha256": {str(path.relative_to(folder)): digest(path) for path in described},
+        }
+
+    def describe_settings(self) -> dict[str, Any]:
+        """Return all that changes what is written, as plain JSON."""
+        model = self.load()
+        predictor = model.members[0].predictor
+        return {
+            "device": predictor.device.type,
+            "precision": str(predictor.dtype).removeprefix("torch."),
+            "windows_overlap": self.overlap,
+            "probabilities": self.probabilities,
+            "measurements": self.measurements,
+            "inference": model.description.inference.model_dump(mode="json"),
+        }
+
+    @property
+    def _scans_at_once(self) -> int:
+        return 2 if self.read_ahead else 1
+
+    def _memory_bytes(self) -> int:
+        if self.memory_bytes is None:
+            return default_budget_bytes(self.processes)
+        return self.memory_bytes // self.processes
+
+
+@cache
+def _load(path: Path, device: DeviceName, precision: PrecisionName, overrides: tuple[str, ...]) -> Model:
+    model = load_model(path, device, precision)
+    if not overrides:
+        return model
+    settings = override_inference(model.description.inference, overrides)
+    choose_rules(settings.postprocessing, model.description.class_names)  # a wrong name is told at once
+    described = model.description.model_copy(update={"inference": settings})
+    return dataclasses.replace(model, description=described)
