@@ -22,10 +22,12 @@ from medseg_brn.inference.tiles import list_tiles, round_up
 from medseg_brn.networks.levels import Level, total_stride
 from medseg_brn.networks.unet3d import Size3
 
-# Within this share of the fastest plan's time, the plan that takes least memory is chosen.
-SLOWER_BY = 0.05
+# Within this share of the fastest plan's time, the plan that writes least to files and then takes least memory
+# is chosen, as far as there is memory worth saving.
+SLOWER_BY = 0.1
+WORTH_SAVING_BYTES = 5e8
 # Writing and reading a byte of a file (in the system's cache) takes as long as this many multiplications.
-MULTIPLICATIONS_PER_BYTE = 250
+MULTIPLICATIONS_PER_BYTE = 100
 # Volumes are cut across X, where features lie contiguously in memory, into slabs down to this thickness.
 SLAB_VOXELS = 16
 # Tiles that take less are never worth it.
@@ -89,7 +91,7 @@ class Plan:
 def make_plan(
     levels: Sequence[Level], num_classes: int, shape: Sequence[int], item_bytes: int, budget_bytes: float
 ) -> Plan:
-    """Choose the fastest plan within the budget; among nearly equal ones, that with the lowest peak.
+    """Choose a plan within the budget that is nearly the fastest, without files and with a low peak if it can be.
 
     Args:
         levels: of the network.
@@ -112,8 +114,13 @@ def make_plan(
             "raise --memory, or close other programs"
         )
     fastest = min(cost for cost, _ in fitting)
-    nearly = [plan for cost, plan in fitting if cost <= (1 + SLOWER_BY) * fastest]
-    return min(nearly, key=lambda plan: plan.predicted_bytes)
+    nearly = [(cost, plan) for cost, plan in fitting if cost <= (1 + SLOWER_BY) * fastest]
+
+    def rank(candidate: tuple[float, Plan]) -> tuple[float, ...]:
+        cost, plan = candidate
+        return plan.file_bytes, max(plan.predicted_bytes, WORTH_SAVING_BYTES), cost
+
+    return min(nearly, key=rank)[1]
 
 
 def _candidates(costs: Costs) -> Iterator[tuple[float, Plan]]:
