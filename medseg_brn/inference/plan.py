@@ -22,8 +22,8 @@ from medseg_brn.inference.tiles import list_tiles, round_up
 from medseg_brn.networks.levels import Level, total_stride
 from medseg_brn.networks.unet3d import Size3
 
-# Within this share of the fastest plan's time, the plan that writes least to files and then takes least memory
-# is chosen, as far as there is memory worth saving.
+# Within this share of the fastest plan's time, the plan is chosen that writes least to files and then takes
+# least memory, as far as there is memory worth saving.
 SLOWER_BY = 0.1
 WORTH_SAVING_BYTES = 5e8
 # Writing and reading a byte of a file (in the system's cache) takes as long as this many multiplications.
@@ -91,7 +91,7 @@ class Plan:
 def make_plan(
     levels: Sequence[Level], num_classes: int, shape: Sequence[int], item_bytes: int, budget_bytes: float
 ) -> Plan:
-    """Choose a plan within the budget that is nearly the fastest, without files and with a low peak if it can be.
+    """Choose a plan within the budget that is nearly the fastest; if possible one without files, with a low peak.
 
     Args:
         levels: of the network.
