@@ -91,7 +91,7 @@ class Plan:
 def make_plan(
     levels: Sequence[Level], num_classes: int, shape: Sequence[int], item_bytes: int, budget_bytes: float
 ) -> Plan:
-    """Choose a plan within the budget that is nearly the fastest; if possible one without files, with a low peak.
+    """Choose a plan within the budget that is nearly the fastest, with few files and a low peak.
 
     Args:
         levels: of the network.
