@@ -197,7 +197,8 @@ class InferenceConfig(Section):
     mirror_axes: Annotated[tuple[Axis, ...], AfterValidator(_refuse_repeats)] = ()
     """Axes mirrored for test-time augmentation; the predictions are averaged."""
     skip_air: bool = True
-    """Leave out blocks of air (CT) or of zeros more than a block from anything else: they are background."""
+    """Blocks of air (CT) or of zeros more than a block from anything else are background; what only they
+    need is not computed."""
     postprocessing: dict[str, PostprocessingConfig] = {}
     """What is done to structures of the label map, by class name."""
 

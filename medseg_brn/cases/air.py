@@ -77,7 +77,8 @@ def _find_filled(
 def _block_ranges(own: int, network: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Return where, in `own` voxels, the blocks of a grid of `network` voxels over the same length lie.
 
-    Each range is wide enough for all voxels that any of the block's is interpolated from.
+    Each range is wide enough for all voxels that any of the block's is interpolated from. Where voxels are
+    lost, smoothing looks a little further; there the blocks around, which must be empty too, see to it.
     """
     edges = np.minimum(np.arange(math.ceil(network / block) + 1) * block, network) * own / network
     starts = np.maximum(0, np.floor(edges[:-1]).astype(int) - 2)

@@ -9,6 +9,7 @@ al. 2021).
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,7 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from medseg_brn.cases.dataset import Dataset
 from medseg_brn.cases.fingerprint import Fingerprint
-from medseg_brn.cases.intensity import IntensityScheme, SchemeName, find_not_finite, measure_intensity
+from medseg_brn.cases.intensity import (
+    IntensityScheme,
+    Normalization,
+    SchemeName,
+    find_not_finite,
+    measure_intensity,
+)
 from medseg_brn.cases.spatial import CropName, SpatialRecord, plan_space, resample_image, resample_label_map
 from medseg_brn.config import PreprocessingConfig
 from medseg_brn.errors import ConfigError, DataError, ModelError
@@ -132,17 +139,20 @@ def prepare_images(
         canonical = canonicalize(channel)
         inside = canonical.array[record.region]
         normalization = measure_intensity(inside, scheme)
-        resample_image(
-            lambda first, last, inside=inside, normalization=normalization: normalization.apply(  # type: ignore[misc]
-                inside[first:last]
-            ),
-            inside.shape,
-            canonical.spacing_mm,
-            prepared[index],
-        )
         scratch.release(channel.array)
-    scratch.release(prepared)
+        read_planes = partial(_read_normalized, inside, normalization, scratch)
+        resample_image(read_planes, inside.shape, canonical.spacing_mm, prepared[index])
+        scratch.release(prepared)
     return PreparedImages(prepared, record)
+
+
+def _read_normalized(
+    inside: np.ndarray, normalization: Normalization, scratch: Scratch, first: int, last: int
+) -> np.ndarray:
+    """Returns the planes [first, last) normalized; of an array on file, nothing stays in memory."""
+    values = normalization.apply(inside[first:last])
+    scratch.release(inside)
+    return values
 
 
 def prepare_label_map(label_map: Volume, record: SpatialRecord, case_name: str = "label map") -> np.ndarray:

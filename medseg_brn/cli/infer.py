@@ -64,8 +64,11 @@ def infer(
         typer.Option(help="Where to compute; auto is cuda where there is one."),
     ] = "auto",
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="auto is bf16 where the device has it natively and is faster so."),
+        Literal["auto", "fp32", "bf16", "int8"],
+        typer.Option(
+            help="auto is bf16 where the device has it natively and is faster so; int8 takes a model that "
+            "models quantize made, and a CPU."
+        ),
     ] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor threads of all jobs; one per core by default.")
@@ -113,12 +116,16 @@ def infer(
         processes=jobs,
         threads=threads,
     )
+    if backend == "processes":  # a cluster's machines choose for themselves
+        segmenter = segmenter.with_chosen_precision()
     found = find_inputs(inputs, segmenter.load().description.in_channels)
     planned = plan_jobs(found.cases, output)
     is_file = [job.target for job in planned] == [output]
     manifest = _open_manifest(segmenter, None if is_file else output)
-    outcomes = _run(segmenter, planned, manifest, backend, verbose=verbose)
-    manifest.write()
+    try:
+        outcomes = _run(segmenter, planned, manifest, backend, verbose=verbose)
+    finally:  # also what an interrupted call has done is not done again
+        manifest.write()
     written = _write_measurements(manifest, outcomes, output, is_file=is_file) if measurements else None
     _summarize(found, outcomes, output, written)
 
@@ -147,8 +154,6 @@ def _run(
     processes = min(segmenter.processes, len(jobs))
     one_by_one = processes == 1 and backend == "processes"
     segmenter = dataclasses.replace(segmenter, processes=processes, read_ahead=one_by_one and len(jobs) > 1)
-    if backend == "processes":  # a cluster's machines choose for themselves
-        segmenter = segmenter.with_chosen_precision()
     done = 0
     with StageDisplay() as display:
 

@@ -19,6 +19,13 @@ from medseg_brn.inference.manifest import Manifest
 
 Backend = Literal["processes", "ray"]
 
+# Cases per process that a cluster is given at a time.
+BATCH = 4
+KILLED = (
+    "A process was killed before this case was done, probably for want of memory; call the command again "
+    "with fewer --jobs or less --memory, and it goes on with the cases that are not done"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -92,6 +99,7 @@ def infer_cohort(
         else:
             outcomes[job.case.name] = Outcome(job.case, done, skipped=True)
             on_outcome(outcomes[job.case.name])
+    reset_peak()
     if processes > 1 or backend == "ray":
         ended = _side_by_side(segmenter, waiting, processes, backend)
     else:
@@ -122,6 +130,9 @@ class _Steps:
         self.job, self._segmenter = job, segmenter
         self._seconds: dict[str, float] = {}
         self._error: str | None = None
+        # Of the process since the case before was segmented: reading this one, and what is read and written
+        # meanwhile, is in it.
+        self._peak_bytes = 0
         self._details: dict[str, Any] = {}
         self._paths: tuple[Path, ...] = ()
 
@@ -129,9 +140,11 @@ class _Steps:
         return self._try("read", partial(self._segmenter.read, self.job.case))
 
     def segment(self, prepared: Any, on_progress: Callable[[InputCase, int, int], None] | None) -> Any:
-        reset_peak()
         progress = on_progress and partial(on_progress, self.job.case)
-        return self._try("segment", partial(self._segmenter.segment, prepared, progress))
+        segmented = self._try("segment", partial(self._segmenter.segment, prepared, progress))
+        self._peak_bytes = peak_resident_bytes()
+        reset_peak()
+        return segmented
 
     def write(self, segmented: Any) -> Outcome:
         written = self._try("write", partial(self._segmenter.write, segmented, self.job.target))
@@ -139,7 +152,7 @@ class _Steps:
             self._paths, self._details = written
         details = {
             "seconds": {step: round(seconds, 3) for step, seconds in self._seconds.items()},
-            "peak_memory_bytes": peak_resident_bytes(),
+            "peak_memory_bytes": self._peak_bytes,
             **self._details,
         }
         return Outcome(self.job.case, self._paths, self._error, details=details)
@@ -187,17 +200,25 @@ def _side_by_side(
 ) -> Iterator[Outcome]:
     """Yield outcomes as the processes finish them."""
     from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.process_executor import BrokenProcessPool
 
     if backend == "ray":
         _register_ray()
-    with parallel_config("ray" if backend == "ray" else "loky", n_jobs=processes):
-        calls = (delayed(infer_case)(segmenter, job) for job in jobs)
-        yield from Parallel(return_as=_return_as(backend), batch_size=1, pre_dispatch="2*n_jobs")(calls)
-
-
-def _return_as(backend: Backend) -> str:
-    # Ray's joblib backend hands results over at the end only.
-    return "list" if backend == "ray" else "generator_unordered"
+        # Ray's backend hands results over at the end only, so it is given a few cases at a time.
+        together, return_as = BATCH * processes, "list"
+    else:
+        together, return_as = max(1, len(jobs)), "generator_unordered"
+    for first in range(0, len(jobs), together):
+        chosen = jobs[first : first + together]
+        waiting = {job.case.name: job for job in chosen}
+        try:
+            with parallel_config("ray" if backend == "ray" else "loky", n_jobs=processes):
+                calls = (delayed(infer_case)(segmenter, job) for job in chosen)
+                for outcome in Parallel(return_as=return_as, batch_size=1, pre_dispatch="n_jobs")(calls):
+                    del waiting[outcome.case.name]
+                    yield outcome
+        except BrokenProcessPool:
+            yield from (Outcome(job.case, error=KILLED) for job in waiting.values())
 
 
 def _register_ray() -> None:

@@ -41,13 +41,13 @@ class ExactEvaluation:
         """Compute the levels.
 
         Args:
-            network: folded, on `device`, channels last; its layers take and give `dtype`.
+            network: folded or quantized, on `device`, channels last.
             levels: of the network.
             image: (C, X, Y, Z) float32; may be a view with reversed axes, or on file.
             plan: made for the image's shape.
             scratch: where features on file wait.
             device: where to compute.
-            dtype: what to compute in.
+            dtype: what the network takes.
             needed: which blocks of the scores matter.
             on_tile: called after each tile.
         """
@@ -166,7 +166,7 @@ class ExactEvaluation:
 
     def _read_image(self, box: Box) -> Tensor:
         """Return a part of the image, (1, C, x, y, z), with zeros beyond its upper ends."""
-        values = np.ascontiguousarray(self._image[:, *box])
+        values = np.array(self._image[:, *box], order="C")  # a mirrored image has strides torch does not take
         self._scratch.release(self._image)
         missing = np.subtract(box_shape(box), values.shape[1:])
         part = torch.from_numpy(values)[None].to(self._device, self._dtype)

@@ -30,10 +30,11 @@ class FeatureMap:
         self._scratch = scratch
         self._file: np.ndarray | None = None
         self._values: Tensor | None = None  # (X, Y, Z, C)
+        self._device = torch.device("cpu")  # of what is written, and hence of what is read
 
     def write(self, box: Box, features: Tensor) -> None:
         """Keep features (1, C, x, y, z) of a box."""
-        values = features[0].permute(1, 2, 3, 0)
+        values, self._device = features[0].permute(1, 2, 3, 0), features.device
         if self._values is None and self._scratch is None and values.shape[:3] == self._shape:
             self._values = values  # the level was computed in one piece
             return
@@ -50,7 +51,7 @@ class FeatureMap:
         if self._file is not None and copied.data_ptr() == features.data_ptr():
             copied = copied.clone(memory_format=torch.channels_last_3d)
         self._release()
-        return copied
+        return copied.to(self._device)
 
     def _make(self, values: Tensor) -> Tensor:
         shape = (*self._shape, values.shape[-1])

@@ -14,9 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from medseg_brn.errors import DataError
+from medseg_brn.errors import DataError, MedsegError
 from medseg_brn.inference.machine import processor_name
 from medseg_brn.volumes.atomic import write_text_atomic
+from medseg_brn.volumes.reading import list_image_files
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_NAME, FORMAT_VERSION = "medseg_brn inference manifest", 1
@@ -85,9 +86,7 @@ class Manifest:
             **({} if error is None else {"error": error}),
             "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings_sha256": self._key,
-            "images": [
-                {"path": str(path.absolute()), "sha256": digest(path)} for path in images if path.exists()
-            ],
+            "images": [{"path": str(path.absolute()), "sha256": _try_digest(path)} for path in images],
             "outputs": [{"path": self._place(path), "sha256": digest(path)} for path in outputs],
             **details,
         }
@@ -99,7 +98,7 @@ class Manifest:
         if self._path is None:
             return
         content = {**self._head, "cases": {name: self.cases[name] for name in sorted(self.cases)}}
-        write_text_atomic(self._path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text_atomic(self._path, json.dumps(content, indent=1) + "\n")
         self._written = time.monotonic()
 
     def _place(self, output: Path) -> str:
@@ -114,12 +113,24 @@ class Manifest:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file; of a folder, that of its files' names and contents."""
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        return _digest_text(json.dumps([[file.name, digest(file)] for file in files]))
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file; of an image in several files, that of their names and contents."""
+    files = list_image_files(path)
+    if files == [path]:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    contents = []
+    for part in files:
+        with part.open("rb") as file:
+            contents.append([part.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    return _digest_text(json.dumps(contents))
+
+
+def _try_digest(path: Path) -> str | None:
+    """Return the digest; None of what cannot be read, which has been told as the case's error."""
+    try:
+        return digest(path)
+    except (OSError, MedsegError):
+        return None
 
 
 def _digest_text(text: str) -> str:
@@ -130,7 +141,7 @@ def _unchanged(files: Sequence[Mapping[str, Any]], paths: Sequence[str] | None =
     """Whether the files are there (and are those at `paths`), with the same contents."""
     if paths is not None and [file.get("path") for file in files] != list(paths):
         return False
-    return all(Path(file["path"]).exists() and digest(Path(file["path"])) == file["sha256"] for file in files)
+    return all(file["sha256"] and _try_digest(Path(file["path"])) == file["sha256"] for file in files)
 
 
 def _read_cases(path: Path) -> dict[str, dict[str, Any]]:
@@ -150,4 +161,17 @@ def _read_cases(path: Path) -> dict[str, dict[str, Any]]:
     cases = content.get("cases")
     if content.get("format_version") != FORMAT_VERSION or not isinstance(cases, dict):
         return {}
-    return {name: case for name, case in cases.items() if isinstance(case, dict)}
+    return {name: case for name, case in cases.items() if _is_case(case)}
+
+
+def _is_case(case: object) -> bool:
+    """Whether an entry has the form that `Manifest.add` gives it; one that has not is done again."""
+    if not isinstance(case, dict):
+        return False
+    images, outputs = case.get("images"), case.get("outputs")
+    if not isinstance(images, list) or not isinstance(outputs, list):
+        return False
+    files = [*images, *outputs]
+    return all(
+        isinstance(file, dict) and isinstance(file.get("path"), str) and "sha256" in file for file in files
+    )

@@ -21,19 +21,27 @@ class Needed:
     depend on how a volume is cut into tiles.
     """
 
-    def __init__(self, levels: Sequence[Level], occupied: np.ndarray | None, block: Size3) -> None:
+    def __init__(
+        self, levels: Sequence[Level], occupied: np.ndarray | None, block: Size3, shape: Size3
+    ) -> None:
         """Note the blocks.
 
         Args:
             levels: of the network.
             occupied: boolean (x, y, z) of blocks; None where all are.
             block: size of a block in voxels; levels that do not divide it are computed everywhere.
+            shape: of the finest level, which the network's strides may make larger than the image. Beyond
+                the image nothing is scored, but what lies there is looked at from within.
         """
-        self._levels = levels
+        self._levels, self._shape = levels, shape
         self._blocks: list[tuple[np.ndarray, Size3]] = []
         if occupied is None:
             return
-        self._blocks.append((occupied, block))
+        missing = [
+            max(0, math.ceil(size / step) - count)
+            for size, step, count in zip(shape, block, occupied.shape, strict=True)
+        ]
+        self._blocks.append((np.pad(occupied, [(0, extra) for extra in missing]), block))
         for level in levels[:-1]:
             occupied, block = self._blocks[-1]
             coarser = _coarsen(block, level)
@@ -70,7 +78,7 @@ class Needed:
             voxels = np.flip(np.repeat(occupied, block[axis], axis).take(range(shape[axis]), axis), axis)
             starts = np.arange(0, shape[axis], block[axis])
             occupied = np.logical_or.reduceat(voxels, starts, axis)
-        return Needed(self._levels, occupied, block)
+        return Needed(self._levels, occupied, block, self._shape)
 
     def leave_out(self, scores: Tensor, start: int) -> Tensor:
         """Make everything background that is in no needed block.

@@ -2,15 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from medseg_brn.errors import ConfigError
 from medseg_brn.inference.trials import time_formats
+from medseg_brn.networks.quantized_layers import weight_limit
 
 DeviceName = Literal["auto", "cpu", "cuda"]
-PrecisionName = Literal["auto", "fp32", "bf16"]
+PrecisionName = Literal["auto", "fp32", "bf16", "int8"]
+DTYPES: dict[PrecisionName, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "int8": torch.uint8,
+}
 
 # The instructions that torch's 3D convolutions multiply bf16 numbers with. ARM's are not among them:
 # there 3D convolutions in bf16 are plain loops.
@@ -32,13 +38,14 @@ def choose_device(name: DeviceName | str) -> torch.device:
 
 
 def choose_precision(name: PrecisionName | str, device: torch.device) -> torch.dtype:
-    """Return the number format that convolutions compute in; `auto` is what `weigh_precision` finds.
+    """Return the number format that features have; `auto` is what `weigh_precision` finds, never int8.
 
     Raises:
-        ConfigError: bf16 is asked for where it would be emulated, or the name is unknown.
+        ConfigError: bf16 is asked for where it would be emulated, int8 where it cannot be had, or the name is
+            unknown.
     """
-    if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"Precision {name!r} is unknown; choose auto, fp32 or bf16")
+    if name not in ("auto", *DTYPES):
+        raise ConfigError(f"Precision {name!r} is unknown; choose auto, fp32, bf16 or int8")
     if name == "auto":
         return weigh_precision(device)[0]
     if name == "bf16" and not has_native_bf16(device):
@@ -46,7 +53,22 @@ def choose_precision(name: PrecisionName | str, device: torch.device) -> torch.d
             f"Precision bf16 was asked for, but this {device.type} device would emulate it, slowly; "
             "choose auto or fp32"
         )
-    return torch.bfloat16 if name == "bf16" else torch.float32
+    if name == "int8":
+        _check_int8(device)
+    return DTYPES[cast(PrecisionName, name)]
+
+
+def _check_int8(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise ConfigError(
+            f"Precision int8 was asked for on device {device.type}, and only the CPU computes in it so far; "
+            "choose --device cpu, or another precision"
+        )
+    if weight_limit() is None:
+        raise ConfigError(
+            "Precision int8 was asked for, but torch has no working 8-bit convolution for this processor "
+            "(it takes oneDNN on x86); choose auto or fp32"
+        )
 
 
 def weigh_precision(device: torch.device) -> tuple[torch.dtype, str]:

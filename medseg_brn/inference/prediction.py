@@ -9,11 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medseg_brn.errors import ConfigError
 from medseg_brn.inference.exact import ExactEvaluation
 from medseg_brn.inference.needed import Needed
 from medseg_brn.inference.plan import Plan
 from medseg_brn.inference.predictor import Predictor
-from medseg_brn.inference.windows import Progress, count_windows, iterate_mirrorings, iterate_window_slabs
+from medseg_brn.inference.windows import (
+    Progress,
+    count_row_bytes,
+    count_windows,
+    iterate_mirrorings,
+    iterate_window_slabs,
+)
 from medseg_brn.networks.unet3d import Size3
 from medseg_brn.volumes.scratch import Scratch
 
@@ -88,6 +95,7 @@ def _from_windows(
     sizes = ["×".join(map(str, predictor.patch_size)) for predictor in predictors]
     texts = [f"{count} windows of {size} voxels" for count, size in zip(windows, sizes, strict=True)]
     plan = f"{' and '.join(dict.fromkeys(texts))}, overlapping by {overlap:.0%}, blended"
+    _check_row_bytes(predictors, shape, options)
     done = [0] * len(predictors)
     streams = [
         iterate_window_slabs(
@@ -103,14 +111,33 @@ def _from_windows(
         )
         for number, (predictor, image) in enumerate(zip(predictors, images, strict=True))
     ]
-    return Scores(_average(streams), plan, None)
+    return Scores(_average(streams, Needed([], options.occupied, options.block, shape)), plan, None)
 
 
 @torch.inference_mode()
-def _average(streams: Sequence[Iterator[Tensor]]) -> Iterator[np.ndarray]:
-    """Yield the mean slabs of streams that cover the same planes."""
+def _average(streams: Sequence[Iterator[Tensor]], needed: Needed) -> Iterator[np.ndarray]:
+    """Yield the mean slabs of streams that cover the same planes, air being background."""
+    start = 0
     for slabs in _align(streams):
-        yield _mean(slabs).cpu().numpy()
+        mean = needed.leave_out(_mean(slabs), start)
+        start += mean.shape[1]
+        yield mean.cpu().numpy()
+
+
+def _check_row_bytes(predictors: Sequence[Predictor], shape: Sequence[int], options: Options) -> None:
+    """Raise ConfigError where the sums of a row of windows do not fit into main memory."""
+    wanted = sum(
+        count_row_bytes(shape, predictor.patch_size, predictor.num_classes)
+        for predictor in predictors
+        if predictor.device.type == "cpu"
+    )
+    if wanted > options.budget_bytes:
+        left = max(0.0, options.budget_bytes)
+        raise ConfigError(
+            f"Overlapping windows over {'×'.join(map(str, shape))} voxels need {wanted / 1e9:.3g} GB for a "
+            f"row of windows, and {left / 1e9:.3g} GB are left of the memory allowed; raise --memory, or close "
+            "other programs"
+        )
 
 
 def _tell_of_member(
@@ -148,7 +175,9 @@ def _exact(
 ) -> Scores:
     mirrorings = len(list(iterate_mirrorings(options.mirror_axes)))
     passes = len(predictors) * mirrorings
-    budget = min(options.budget_bytes, _free_bytes(predictors[0].device))
+    device = predictors[0].device
+    # On a GPU the features are in its memory, and main memory holds no more than the scores of a slab.
+    budget = _free_bytes(device) if device.type == "cuda" else options.budget_bytes
     plans = [predictor.plan(images[0].shape[1:], budget / passes) for predictor in predictors]
     slabs = _exact_slabs(predictors, images, options, plans, scratch, progress)
     text = " and ".join(dict.fromkeys(plan.describe() for plan in plans))
@@ -169,7 +198,10 @@ def _exact_slabs(
     shape = images[0].shape[1:]
     # Scores can be had of any planes, so the thinnest slabs do for all members.
     thickness = min(plan.score_tile[0] for plan in plans)
-    needs = [Needed(predictor.levels or [], options.occupied, options.block) for predictor in predictors]
+    needs = [
+        Needed(predictor.levels or [], options.occupied, options.block, plan.shape)
+        for predictor, plan in zip(predictors, plans, strict=True)
+    ]
     mirrorings = list(iterate_mirrorings(options.mirror_axes))
     starts = range(0, shape[0], thickness)
     passes = len(predictors) * len(mirrorings)
@@ -211,13 +243,19 @@ def _evaluate(
                 plan,
                 scratch,
                 device=predictor.device,
-                dtype=predictor.dtype,
+                dtype=predictor.image_dtype,
                 needed=needed,
                 on_tile=on_tile,
             )
-        except torch.cuda.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            plan = predictor.plan(image.shape[1:], plan.predicted_bytes / 2)
+            try:
+                plan = predictor.plan(image.shape[1:], plan.predicted_bytes / 2)
+            except ConfigError:
+                raise ConfigError(
+                    f"The GPU's memory does not suffice even for the smallest tiles ({error}); free some of "
+                    "it, or compute with --device cpu"
+                ) from None
 
 
 def _mirrored_scores(
@@ -249,8 +287,8 @@ def _mean(scores: Iterable[Tensor]) -> Tensor:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Return what a GPU has left, less a reserve for its libraries; main memory has its own budget."""
-    return 0.9 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    """Return what a GPU has left, less a reserve for its libraries."""
+    return 0.9 * torch.cuda.mem_get_info(device)[0]
 
 
 def _count(progress: Progress | None, total: int) -> Callable[[], None]:

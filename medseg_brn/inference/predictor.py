@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.errors import ConfigError
 from medseg_brn.inference.lowering import lower
 from medseg_brn.inference.plan import Plan, make_plan
 from medseg_brn.networks.folding import fold
 from medseg_brn.networks.levels import Level, list_levels
 from medseg_brn.networks.normalization import find_tile_dependence
+from medseg_brn.networks.quantization import Ranges, check_quantizable, quantize
 from medseg_brn.networks.unet3d import Size3
 
 
@@ -23,15 +25,35 @@ class Predictor:
         tile_dependence: why it does; None where it does not.
         patch_size: of windows, in voxels.
         device: where it computes.
-        dtype: what its convolutions compute in.
+        dtype: what its convolutions compute in; uint8 where they are quantized.
+        image_dtype: what the network takes.
     """
 
     def __init__(
-        self, network: nn.Module, patch_size: Size3, device: torch.device, dtype: torch.dtype
+        self,
+        network: nn.Module,
+        patch_size: Size3,
+        device: torch.device,
+        dtype: torch.dtype,
+        activation_ranges: Ranges | None = None,
     ) -> None:
-        """Fold a copy of the network, which itself stays as it is."""
+        """Fold a copy of the network, which itself stays as it is.
+
+        Args:
+            network: a trained U-Net.
+            patch_size: of windows, in voxels.
+            device: where to compute.
+            dtype: float32, bfloat16, or uint8 for a quantized network.
+            activation_ranges: what `quantize` takes.
+
+        Raises:
+            ConfigError: uint8 is asked for, and the network cannot be quantized or has no ranges.
+        """
         unet: Any = network
+        if dtype == torch.uint8:
+            check_quantizable(unet)
         self.patch_size, self.device, self.dtype = patch_size, device, dtype
+        self.image_dtype = torch.float32 if dtype == torch.uint8 else dtype
         self.tile_dependence = find_tile_dependence(network)
         # The smallest image that the network takes: an instance norm refuses a single voxel.
         voxels = 1 if self.tile_dependence is None else 2
@@ -39,7 +61,9 @@ class Predictor:
         self.num_classes = unet.num_classes
         self.levels: list[Level] | None = None
         if self.tile_dependence is None:
-            self.network = lower(folded, device, dtype)
+            self.network = (
+                _quantize(folded, activation_ranges) if dtype == torch.uint8 else lower(folded, device, dtype)
+            )
             self.levels = list_levels(self.network)
         else:
             self.network = folded.requires_grad_(False)
@@ -52,4 +76,14 @@ class Predictor:
 
     def run_windows(self, windows: Tensor) -> Tensor:
         """Return the logits of windows (N, C, X, Y, Z)."""
-        return self.network(windows.to(self.dtype) if self.levels is not None else windows)
+        return self.network(windows.to(self.image_dtype) if self.levels is not None else windows)
+
+
+def _quantize(folded: Any, ranges: Ranges | None) -> Any:
+    if ranges is None:
+        raise ConfigError(
+            "Precision int8 was asked for, but this model's description has no activation_ranges, which it "
+            "takes; measure them on training scans with medseg-brn models quantize MODEL SCANS... -o FOLDER, "
+            "and use FOLDER instead"
+        )
+    return quantize(folded, ranges)

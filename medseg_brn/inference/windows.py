@@ -22,6 +22,7 @@ Progress = Callable[[int, int], None]
 # For a single small sample, torch's fp32 convolutions on the CPU do not use oneDNN and take several times as
 # long, so small windows go two at a time: half the time for windows of 32 x 48 x 32 voxels.
 SMALL_WINDOW_VOXELS = 64**3
+FLOAT_BYTES = 4
 # The Gaussian's standard deviation as a share of the window, and its least weight against the centre's: each
 # voxel of the volume must have a weight, also one that lies in a window's corner only.
 SIGMA_SHARE = 0.125
@@ -92,6 +93,12 @@ def count_windows(shape: Sequence[int], patch_size: Sequence[int], overlap: floa
     )
 
 
+def count_row_bytes(shape: Sequence[int], patch_size: Sequence[int], num_classes: int) -> int:
+    """Return what sums and means of a row of windows take at most, for a volume of `shape` (X, Y, Z)."""
+    _, y, z = (max(length, size) for length, size in zip(shape, patch_size, strict=True))
+    return FLOAT_BYTES * patch_size[0] * y * z * (2 * num_classes + 2)
+
+
 def list_starts(length: int, size: int, overlap: float) -> list[int]:
     """Return where windows of `size` begin along an axis of `length` voxels.
 
@@ -145,10 +152,10 @@ class _Row:
     def take(self, count: int) -> Tensor:
         """Return the mean probabilities of the first planes (K, count, y, z), and go on with the rest."""
         means = self._sums[:, :count] / self._weight_sums[:count]
-        for sums, axis in ((self._sums, 1), (self._weight_sums, 0)):
-            kept = sums.shape[axis] - count
-            sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, count, kept).clone())
-            sums.narrow(axis, kept, count).zero_()
+        for sums in (*self._sums, self._weight_sums):  # one class after the other, lest all be copied at once
+            kept = len(sums) - count
+            sums[:kept] = sums[count:].clone()
+            sums[kept:].zero_()
         return means
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from medseg_brn.cases.preprocessing import Preprocessing
 from medseg_brn.config import InferenceConfig, Modality, NetworkConfig, Size3
@@ -72,6 +72,9 @@ class ModelDescription(Description):
     """Size of the windows, in voxels of the network's grid."""
     training: dict[str, Any] = {}
     """Summary of the training run: dataset, steps, results."""
+    activation_ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] | None = None
+    """Least and greatest number that each convolution took (`LAYER.input`) and gave (`LAYER.output`) on scans
+    that it was calibrated on; inference in int8 needs them."""
     weights_sha256: str = ""
     """Checksum of `model.safetensors`; filled in on saving."""
 
@@ -82,6 +85,15 @@ class ModelDescription(Description):
                 f"preprocessing.intensity is for {len(self.preprocessing.intensity)} channels "
                 f"but modalities for {self.in_channels}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_are_ordered(self) -> Self:
+        for name, (low, high) in (self.activation_ranges or {}).items():
+            if low > high:
+                raise ValueError(
+                    f"activation_ranges.{name} is ({low}, {high}), from a greater to a lesser number"
+                )
         return self
 
 

@@ -83,7 +83,9 @@ class Model:
     ) -> "Model":
         """Make a model of the trained networks of an ensemble, each with its own description."""
         made = tuple(
-            Member(Predictor(network, own.patch_size, device, dtype), own.preprocessing)
+            Member(
+                Predictor(network, own.patch_size, device, dtype, own.activation_ranges), own.preprocessing
+            )
             for network, own in members
         )
         return cls(made, description)

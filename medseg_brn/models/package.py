@@ -68,7 +68,7 @@ def load_model(path: Path | str, device: DeviceName = "auto", precision: Precisi
 
     Raises:
         ModelError: there is none, or it is damaged, of a newer format or not what it says.
-        ConfigError: the device or the precision is not to be had.
+        ConfigError: the device or the precision is not to be had, or int8 not with this model.
     """
     chosen_device = choose_device(device)
     dtype = choose_precision(precision, chosen_device)

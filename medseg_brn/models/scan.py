@@ -76,6 +76,8 @@ def prepare_scan(
     prepared = {key: prepare_images(volumes, key, name, scratch) for key in dict.fromkeys(preprocessings)}
     record = prepared[preprocessings[0]].record
     air = find_air_blocks(volumes, preprocessings[0], record, AIR_BLOCK) if skip_air else None
+    for volume in volumes:
+        scratch.release(volume.array)
     return PreparedScan(
         name,
         volumes[0].grid,

@@ -16,7 +16,13 @@ from medseg_brn.inference.machine import core_count, default_budget_bytes
 from medseg_brn.inference.manifest import digest
 from medseg_brn.inference.measurements import as_rows, measure_structures
 from medseg_brn.inference.postprocessing import choose_rules
-from medseg_brn.inference.precision import DeviceName, PrecisionName
+from medseg_brn.inference.precision import (
+    DTYPES,
+    DeviceName,
+    PrecisionName,
+    choose_device,
+    choose_precision,
+)
 from medseg_brn.models.model import Model, Prediction
 from medseg_brn.models.package import DESCRIPTION_NAME, find_model_folder, load_model
 from medseg_brn.models.scan import PreparedScan
@@ -119,7 +125,8 @@ class ModelSegmenter:
 
     def with_chosen_precision(self) -> "ModelSegmenter":
         """Return the same with what `auto` is here, so that all processes compute in one format."""
-        chosen: PrecisionName = "bf16" if self.load().members[0].predictor.dtype == torch.bfloat16 else "fp32"
+        dtype = choose_precision(self.precision, choose_device(self.device))
+        chosen = next(name for name, own in DTYPES.items() if own == dtype)
         return dataclasses.replace(self, precision=chosen)
 
     def describe_model(self) -> dict[str, Any]:
@@ -135,9 +142,10 @@ class ModelSegmenter:
         """Return all that changes what is written, as plain JSON."""
         model = self.load()
         predictor = model.members[0].predictor
+        quantized = predictor.dtype == torch.uint8
         return {
             "device": predictor.device.type,
-            "precision": str(predictor.dtype).removeprefix("torch."),
+            "precision": "int8" if quantized else str(predictor.dtype).removeprefix("torch."),
             "windows_overlap": self.overlap,
             "probabilities": self.probabilities,
             "measurements": self.measurements,

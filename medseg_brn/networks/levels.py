@@ -104,7 +104,12 @@ def _make_piece(blocks: Sequence[nn.Module], in_channels: int, channels: int) ->
             halo[axis] += math.ceil(layer.kernel_size[axis] // 2 / layer.stride[axis])
             stride[axis] *= layer.stride[axis]
     per_output = math.prod(stride)
-    live = [per_output * layer.in_channels + layer.out_channels for layer in convolutions]
+    # A quantized stem takes numbers of more bytes than all others.
+    taken = [getattr(layer, "live_in_channels", layer.in_channels) for layer in convolutions]
+    live = [
+        per_output * channels + layer.out_channels
+        for channels, layer in zip(taken, convolutions, strict=True)
+    ]
     kept = channels if any(isinstance(block, ResidualBlock) for block in blocks) else 0
     return Piece(
         layers=tuple(blocks),

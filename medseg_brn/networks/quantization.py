@@ -140,7 +140,7 @@ def _quantize_blocks(name: str, blocks: Any, taken: Scale, given: Scale, ranges:
 def _find_scale(ranges: Ranges, key: str) -> Scale:
     if key not in ranges:
         raise ConfigError(
-            f"This network cannot compute in int8: its activation ranges lack {key!r}; measure them anew with "
+            f"This network cannot compute in int8: its activation ranges lack {key!r}; measure them with "
             "medseg-brn models quantize MODEL SCANS... -o FOLDER"
         )
     return Scale.spanning(*ranges[key])

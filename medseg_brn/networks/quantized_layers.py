@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Element-wise work goes over so many numbers at a time, which stay in the processor's caches.
-BLOCK = 2**17
+# Element-wise work goes over so many numbers at a time. They stay in a processor's cache, and are as many as
+# torch gives to one thread: several would wait for each other thousands of times, on busy cores for long.
+BLOCK = 2**15
 # Convolutions that need more than bytes in between give so many numbers at a time.
 SLAB = 2**22
 
@@ -224,14 +225,16 @@ def _make_table(before: Scale, slope: float, given: Scale) -> Tensor:
 
 def _look_up_(features: Tensor, table: Tensor) -> None:
     """Replace each byte of features, channels last, by the table's; two at a time, which halves the time."""
+    threads = torch.get_num_threads()
     flat = features.permute(0, 2, 3, 4, 1).view(-1)
     if odd := len(flat) % 2:
         flat[-1:] = table.view(torch.uint8)[2 * flat[-1:].long()]
     pairs = flat[: len(flat) - odd]
-    for block in pairs.split(BLOCK):
+    # `take` is the slower, but many threads share it.
+    together = threads if threads >= 4 else 1
+    for block in pairs.split(2 * BLOCK * together):
         places, target = block.view(torch.uint16).to(torch.int64), block.view(torch.int16)
-        # The one is faster, but only the other uses several threads.
-        if torch.get_num_threads() < 4:
+        if together == 1:
             torch.index_select(table, 0, places, out=target)
         else:
             torch.take(table, places, out=target)

@@ -158,7 +158,9 @@ def resample_slabs(
     old, new = old_shape[0], shape[0]
     sigma = (old / new - 1) / 2 if antialias and new < old else 0.0
     margin = int(GAUSSIAN_REACH * sigma + 0.5)
-    planes = max(1, SLAB_VALUES // max(1, prod(shape[1:])))
+    # Where planes are lost, those read for a slab are more than those made.
+    values_read = prod(old_shape[1:]) * max(1.0, old / new)
+    planes = max(1, int(SLAB_VALUES / max(values_read, prod(shape[1:]))))
     for start in range(0, new, planes):
         stop = min(start + planes, new)
         position = (np.arange(start, stop) + 0.5) * old / new - 0.5

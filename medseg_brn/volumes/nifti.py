@@ -151,7 +151,7 @@ def _read_values(
         if scaling is not None:
             piece = piece.astype(np.float64) * scaling[0] + scaling[1]
         values[start : start + len(piece)] = piece
-    scratch.release(values)
+        scratch.release(values)
 
 
 def _is_compressed(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Volumes from files, whatever the format: arrays in (X, Y, Z) order on grids in RAS+ mm."""
 
 import os
+import re
 from pathlib import Path
 
 from medseg_brn.errors import DataError
@@ -14,6 +15,12 @@ from medseg_brn.volumes.volume import Grid, Volume
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
+
+VOXEL_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)[ \t]*([^\r\n]*)", re.MULTILINE)
+"""Where the header of a MetaImage or NRRD says in which file the voxels are."""
+
+HEADER_BYTES = 65536
+"""A header is a few hundred bytes."""
 
 PROBABILITIES_ENDING = "_probabilities.nii.gz"
 """How the file of the class probabilities ends that lies beside a predicted label map."""
@@ -76,6 +83,25 @@ def is_volume_path(path: Path | str) -> bool:
     return holds_dicom(path) if path.is_dir() else path.is_file() and _has_suffix(path, VOLUME_SUFFIXES)
 
 
+def list_image_files(path: Path | str) -> list[Path]:
+    """The files that an image is made of: itself; a folder's; or a header and the files with its voxels.
+
+    Where a header names them by a list or a pattern, all files beside it are taken.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _list_files(path)
+    if not _has_suffix(path, (".mhd", ".nrrd")):
+        return [path]
+    with path.open("rb") as file:
+        found = VOXEL_FILE.search(file.read(HEADER_BYTES))
+    name = found[1].decode("utf-8", "replace").strip() if found else "LOCAL"
+    if name.upper() == "LOCAL":
+        return [path]
+    voxels = path.parent / name
+    return [path, voxels] if voxels.is_file() else [path, *_list_files(path.parent)]
+
+
 def volume_stem(path: Path | str) -> str:
     """A path's name without its volume suffix: "a.nii.gz" gives "a"; a folder gives its own name."""
     name = Path(path).name
@@ -100,6 +126,10 @@ def _open(path: Path) -> ImageFile:
         f"{path} is none of {', '.join(VOLUME_SUFFIXES)}; convert it, or for DICOM give the folder of the "
         f"series."
     )
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.is_file())
 
 
 def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:

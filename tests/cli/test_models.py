@@ -1,9 +1,11 @@
 """`medseg-brn models`, as real processes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,10 @@ from medseg_brn.config import InferenceConfig, NetworkConfig
 from medseg_brn.models.architecture import build_network
 from medseg_brn.models.description import ModelDescription
 from medseg_brn.models.package import load_model, save_model
+from medseg_brn.networks.quantized_layers import weight_limit
+from medseg_brn.volumes.reading import read_volume
+from medseg_brn.volumes.volume import Grid, Volume
+from medseg_brn.volumes.writing import write_volume
 
 
 def run(*arguments: object, **options) -> subprocess.CompletedProcess:
@@ -71,3 +77,54 @@ def test_combine_explains_itself():
 
 def test_wrong_usage_exits_with_2(tmp_path):
     assert run("combine", "runs/fold0").returncode == 2
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for seed in range(2):
+        array = np.random.default_rng(seed).normal(size=(16, 12, 10)).astype(np.float32)
+        write_volume(
+            Volume(array, Grid(array.shape, np.diag([1.0, 1.0, 2.0, 1.0]))), folder / f"{seed}.nii.gz"
+        )
+    return folder
+
+
+@pytest.mark.skipif(weight_limit() is None, reason="this processor has no 8-bit convolutions")
+def test_a_quantized_copy_is_what_infer_takes_in_int8(tmp_path, folds, scans):
+    output = tmp_path / "int8"
+    done = run("quantize", folds[0], scans, "-o", output)
+    assert (done.returncode, done.stdout) == (
+        0, f"{output}: calibrated on 2 scans; use it with infer --precision int8\n",
+    )  # fmt: skip
+    command = [sys.executable, "-m", "medseg_brn", "infer", str(output), str(scans), "--precision", "int8"]
+    inferred = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True)
+    assert inferred.returncode == 0, inferred.stderr
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["precision"] == "int8"
+    expected = load_model(output, "cpu", "int8").predict(scans / "1.nii.gz").array
+    np.testing.assert_array_equal(read_volume(tmp_path / "out" / "1.nii.gz").array, expected)
+
+
+def test_int8_without_calibration_is_one_message_that_names_the_command(tmp_path, folds, scans):
+    command = [sys.executable, "-m", "medseg_brn", "infer", str(folds[0]), str(scans), "--precision", "int8"]
+    failed = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True)
+    assert failed.returncode == 1
+    (message,) = failed.stderr.strip().splitlines()
+    assert message.startswith("medseg-brn: Precision int8 was asked for")
+    assert "models quantize" in message or weight_limit() is None
+
+
+def test_scans_that_are_none_are_one_message_and_leave_nothing(tmp_path, folds):
+    failed = run("quantize", folds[0], tmp_path / "nowhere", "-o", tmp_path / "int8")
+    assert failed.returncode == 1
+    assert "nowhere does not exist" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert sorted(tmp_path.iterdir()) == folds
+
+
+def test_quantize_explains_itself():
+    shown = run("quantize", "--help", env={"TERM": "dumb", "COLUMNS": "120", "PATH": ""})
+    assert shown.returncode == 0
+    assert "medseg-brn infer mine_int8 new_scans/ -o label_maps/ --precision int8" in shown.stdout
+    assert "with medseg-brn evaluate on held-out scans" in " ".join(shown.stdout.split())

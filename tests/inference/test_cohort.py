@@ -1,5 +1,7 @@
 """Cohorts of cases that take no network: what is done, told, passed over and side by side."""
 
+import os
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +142,47 @@ def test_progress_names_the_case(tmp_path):
 
 def test_no_cases_are_no_outcomes(tmp_path):
     assert _run(tmp_path, []) == []
+
+
+class Hungry(Doubler):
+    """Takes as many megabytes as the number says."""
+
+    def segment(self, prepared, progress):
+        return np.ones((prepared, 1_000_000), np.uint8).sum() // 1_000_000 * self.factor
+
+
+def test_the_peak_is_that_of_the_case(tmp_path):
+    _run(tmp_path, _jobs(tmp_path, a="1", b="700", c="1"), segmenter=Hungry())
+    peak = {name: case["peak_memory_bytes"] for name, case in _manifest(tmp_path).cases.items()}
+    assert peak["b"] > peak["a"] + 6e8
+    assert peak["b"] > peak["c"] + 6e8
+
+
+class Doomed(Doubler):
+    """Is killed at 666, as by a system that is out of memory."""
+
+    def segment(self, prepared, progress):
+        if prepared == 666:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().segment(prepared, progress)
+
+
+def test_a_killed_process_is_told_and_the_call_can_be_repeated(tmp_path):
+    jobs = _jobs(tmp_path, a="666", b="2", c="3")
+    outcomes = _run(tmp_path, jobs, segmenter=Doomed(), processes=2)
+    assert "was killed" in outcomes[0].error and "fewer --jobs" in outcomes[0].error
+    (tmp_path / "a.txt").write_text("1")
+    again = _run(tmp_path, jobs, segmenter=Doomed(), processes=2)
+    assert [outcome.error for outcome in again] == [None, None, None]
+    assert [(tmp_path / "out" / f"{name}.txt").read_text() for name in "abc"] == ["2", "4", "6"]
+
+
+def test_an_image_that_vanishes_is_a_failed_case(tmp_path):
+    jobs = _jobs(tmp_path, a="1", b="2")
+    (tmp_path / "a.txt").unlink()
+    outcomes = _run(tmp_path, jobs)
+    assert outcomes[0].error.startswith("FileNotFoundError") and outcomes[1].error is None
+    assert _manifest(tmp_path).cases["a"]["images"][0]["sha256"] is None
 
 
 @pytest.mark.slow

@@ -87,3 +87,30 @@ def test_the_digest_of_a_folder_is_that_of_its_files(tmp_path):
     (tmp_path / "b").rename(tmp_path / "c")
     (tmp_path / "c").write_bytes(b"2")
     assert digest(tmp_path) != before
+
+
+def test_entries_that_are_none_are_done_again(cohort):
+    path = cohort / "out" / "manifest.json"
+    content = json.loads(path.read_text())
+    for broken in (5, {"outcome": "done"}, {**content["cases"]["scan"], "outputs": [5]}):
+        content["cases"]["scan"] = broken
+        path.write_text(json.dumps(content))
+        manifest = Manifest(path, MODEL, SETTINGS)
+        assert manifest.find_done("scan", [cohort / "scan.nii"], cohort / "out" / "scan.nii") is None
+
+
+def test_a_name_that_is_no_text_is_written(tmp_path):
+    path = tmp_path / "manifest.json"
+    manifest = Manifest(path, MODEL, SETTINGS)
+    manifest.add("caf\udce9", [], outputs=[], error="bad", details={})
+    manifest.write()
+    assert list(Manifest(path, MODEL, SETTINGS).cases) == ["caf\udce9"]
+
+
+def test_an_image_whose_voxels_are_in_another_file_is_known_by_both(tmp_path):
+    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
+    header.write_text("NDims = 3\nElementDataFile = a.raw\n")
+    voxels.write_bytes(b"1")
+    before = digest(header)
+    voxels.write_bytes(b"2")
+    assert digest(header) != before

@@ -106,5 +106,5 @@ def test_cuda_without_a_gpu_is_refused():
 def test_unknown_names_are_refused():
     with pytest.raises(ConfigError, match=r"'tpu'.*auto, cpu or cuda"):
         choose_device("tpu")
-    with pytest.raises(ConfigError, match=r"'fp8'.*auto, fp32 or bf16"):
+    with pytest.raises(ConfigError, match=r"'fp8'.*auto, fp32, bf16 or int8"):
         choose_precision("fp8", CPU)

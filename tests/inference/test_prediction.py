@@ -139,6 +139,47 @@ def test_air_is_background_and_all_else_is_untouched_whatever_the_plan(mirror_ax
         assert (found[1:, ~voxels] == 0).all()
 
 
+@pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
+@pytest.mark.parametrize("shape", [(64, 64, 48), (33, 50, 70)])
+def test_air_is_left_out_where_strides_make_the_volume_larger_than_its_blocks(
+    monkeypatch, shape, mirror_axes
+):
+    network, image = _network("six levels"), _image(shape)
+    plain, _ = _compute([_predictor(network)], [image], mirror_axes=mirror_axes)
+    occupied = np.ones([-(-size // 16) for size in shape], bool)
+    occupied[0, 0, 0] = False
+    # What is read without having been written shows: memory without particular values holds NaN.
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(torch.nan))
+    for budget in (1e9, 4e6 * 2 ** len(mirror_axes)):
+        found, _ = _compute(
+            [_predictor(network)],
+            [image],
+            occupied=occupied,
+            block=(16, 16, 16),
+            budget_bytes=budget,
+            mirror_axes=mirror_axes,
+        )
+        inside = np.s_[:, 16:, :, :]
+        np.testing.assert_allclose(found[inside], plain[inside], atol=1e-6)
+        assert (found[0, :16, :16, :16] == 1).all()
+
+
+def test_air_is_background_in_windows_too():
+    predictor, image = _predictor(_network()), _image((20, 18, 26))
+    plain, _ = _compute([predictor], [image], windows=True)
+    occupied = np.ones((3, 3, 4), bool)
+    occupied[0] = False
+    found, _ = _compute([predictor], [image], windows=True, occupied=occupied, block=(8, 8, 8))
+    np.testing.assert_array_equal(found[:, 8:], plain[:, 8:])
+    assert (found[0, :8] == 1).all()
+
+
+def test_windows_keep_to_the_memory_too():
+    with pytest.raises(ConfigError, match=r"20×18×26 voxels need .* --memory"):
+        _compute([_predictor(_network())], [_image((20, 18, 26))], windows=True, budget_bytes=1e4)
+
+
 def test_where_only_the_order_is_asked_for_the_labels_are_the_same():
     predictor, image = _predictor(_network()), _image((21, 18, 26))
     logits, _ = _compute([predictor], [image], probabilities=False)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medseg_brn.inference.windows import count_windows, iterate_window_slabs, list_starts
+from medseg_brn.inference.windows import count_row_bytes, count_windows, iterate_window_slabs, list_starts
 from medseg_brn.networks.unet3d import UNet3d
 
 
@@ -160,3 +160,8 @@ def test_bf16_changes_little():
     assert found.dtype == torch.float32
     assert not torch.equal(found, exact)
     torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+
+
+def test_the_bytes_of_a_row_are_those_of_its_sums_and_means():
+    """Patch 4, 3 classes, planes of 5 x 6 voxels: sums, means and weights of 4 planes in 4 bytes each."""
+    assert count_row_bytes((9, 5, 6), (4, 4, 4), 3) == 4 * (4 * 5 * 6) * (3 + 3 + 2)

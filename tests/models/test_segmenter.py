@@ -1,7 +1,10 @@
 """The steps of a case with a real model: from its files to its files, with settings and details."""
 
 import pickle
+import subprocess
+import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -103,3 +106,43 @@ def test_it_can_be_sent_to_another_process(model_folder):
     segmenter = ModelSegmenter(model_folder, overrides=("skip_air=false",), threads=1).with_chosen_precision()
     assert segmenter.precision in ("fp32", "bf16")
     assert pickle.loads(pickle.dumps(segmenter)) == segmenter  # noqa: S301
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from medseg_brn.inference.inputs import InputCase
+from medseg_brn.inference.machine import peak_resident_bytes, reset_peak, resident_bytes
+from medseg_brn.models.segmenter import ModelSegmenter
+
+segmenter = ModelSegmenter(Path(sys.argv[1]), precision="fp32", memory_bytes=int(sys.argv[3]), threads=1)
+segmenter.load()
+reset_peak()
+prepared = segmenter.read(InputCase("p1", (Path(sys.argv[2]),), "p1.nii.gz"))
+reading = peak_resident_bytes()
+reset_peak()
+prediction, details = segmenter.segment(prepared, None)
+print(reading, peak_resident_bytes(), details["predicted_peak_bytes"], details["plan"])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
+@pytest.mark.parametrize("scaled", [False, True], ids=["as it is", "scaled and four times as fine"])
+def test_the_process_stays_within_its_memory(tmp_path, model_folder, scaled):
+    """The features of 23 million voxels alone would take 740 MB in fp32, the scores 280 MB."""
+    shape = (288, 284, 280)
+    image = nib.Nifti1Image(
+        np.random.default_rng(0).integers(0, 1000, shape, np.int16),
+        np.diag([0.5, 0.5, 1.0, 1.0] if scaled else [1.0, 1.0, 2.0, 1.0]),
+    )
+    if scaled:
+        image.header.set_slope_inter(0.5, -3)
+    nib.save(image, tmp_path / "scan.nii")
+    allowed = 900_000_000
+    command = [sys.executable, "-c", MEASURE, model_folder, tmp_path / "scan.nii", allowed]
+    told = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+    reading, peak, predicted, *plan = told.split()
+    assert int(reading) <= allowed
+    assert int(peak) <= allowed
+    assert int(predicted) <= allowed
+    assert plan[0] == "exact,"

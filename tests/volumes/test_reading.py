@@ -11,6 +11,7 @@ from medseg_brn.errors import DataError
 from medseg_brn.volumes.reading import (
     VOLUME_SUFFIXES,
     is_volume_path,
+    list_image_files,
     read_channels,
     read_grid,
     read_volume,
@@ -181,3 +182,22 @@ def test_real_volumes_are_read(data_folder):
     assert volume.array.dtype == np.int16
     assert (volume.shape, volume.grid.orientation) == ((117, 91, 20), "LPS")
     assert np.allclose(volume.spacing_mm, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.nii.gz", "", ["a.nii.gz"]),
+        ("a.mha", "NDims = 3\nElementDataFile = LOCAL\n", ["a.mha"]),
+        ("a.mhd", "NDims = 3\nElementDataFile = x.raw\n", ["a.mhd", "x.raw"]),
+        ("a.mhd", "NDims = 3\nElementDataFile = LIST\nx.raw\n", ["a.mhd", "a.mhd", "x.raw"]),
+        ("a.nrrd", "NRRD0004\ntype: short\n\n", ["a.nrrd"]),
+        ("a.nrrd", "NRRD0004\ndata file: x.raw\n", ["a.nrrd", "x.raw"]),
+        (".", "", ["x.raw"]),
+    ],
+)
+def test_the_files_an_image_is_made_of(tmp_path, name, text, expected):
+    (tmp_path / "x.raw").write_bytes(b"1")
+    if name != ".":
+        (tmp_path / name).write_text(text)
+    assert [path.name for path in list_image_files(tmp_path / name)] == expected
