@@ -132,11 +132,10 @@ def _check_row_bytes(predictors: Sequence[Predictor], shape: Sequence[int], opti
         if predictor.device.type == "cpu"
     )
     if wanted > options.budget_bytes:
-        left = max(0.0, options.budget_bytes)
+        size, left = "×".join(map(str, shape)), max(0.0, options.budget_bytes)
         raise ConfigError(
-            f"Overlapping windows over {'×'.join(map(str, shape))} voxels need {wanted / 1e9:.3g} GB for a "
-            f"row of windows, and {left / 1e9:.3g} GB are left of the memory allowed; raise --memory, or close "
-            "other programs"
+            f"Overlapping windows over {size} voxels need {wanted / 1e9:.3g} GB for a row of windows, and "
+            f"{left / 1e9:.3g} GB are left of the memory allowed; raise --memory, or close other programs"
         )
 
 
