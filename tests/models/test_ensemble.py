@@ -140,7 +140,7 @@ def test_each_member_is_planned_within_its_share_of_the_memory(tmp_path, save, m
             )
             return np.concatenate(list(scores.slabs), axis=1), scores
 
-    budget = 4e6 * 2 ** len(mirror_axes)
+    budget = 2e6 * 2 ** len(mirror_axes)
     found, scores = compute((0, 1), budget)
     assert scores.predicted_bytes <= budget
     tiles = re.findall(r"in tiles of (\d+)×", scores.plan)
