@@ -26,6 +26,14 @@ class OneDnnConv3d(nn.Conv3d):
         )
 
 
+class FloatAvgPool3d(nn.AvgPool3d):
+    """Average pooling in float32, for torch has none in bfloat16 on the CPU."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool (N, C, X, Y, Z)."""
+        return super().forward(features.float()).to(features.dtype)
+
+
 def lower(folded: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     """Return a copy of a folded network for inference: on the device, in the number format, channels last."""
     network = copy.deepcopy(folded).requires_grad_(False)
@@ -33,6 +41,8 @@ def lower(folded: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         for layer in [layer for layer in network.modules() if _is_plain(layer)]:
             replace_layer(network, layer, _as_one_dnn(layer))
+    for layer in [layer for layer in network.modules() if type(layer) is nn.AvgPool3d]:
+        replace_layer(network, layer, FloatAvgPool3d(layer.kernel_size, layer.stride))
     return network
 
 

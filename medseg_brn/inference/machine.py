@@ -1,5 +1,6 @@
 """What the machine has: memory to spare, memory in use, processors."""
 
+import ctypes
 import os
 import platform
 import re
@@ -87,6 +88,13 @@ def reset_peak() -> None:
         return
 
 
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, where its library keeps it for later (glibc)."""
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # other libraries have no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def read_meminfo(text: str, name: str) -> int:
     """Return the bytes that a line such as "MemAvailable:  123 kB" of /proc tells."""
     found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
@@ -145,7 +153,6 @@ def _limits_of_container() -> list[int]:
 
 def _memory_on_windows() -> tuple[int, int]:
     """In all, and available."""
-    import ctypes
 
     class Status(ctypes.Structure):
         _fields_ = [

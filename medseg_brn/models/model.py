@@ -25,7 +25,7 @@ SCAN_SHARE = 0.4
 # Classes, and label values beside them.
 LABEL_MAP_BYTES = 2
 # For libraries, their buffers and what the allocator keeps.
-RESERVED_BYTES = 100e6
+RESERVED_BYTES = 200e6
 
 
 @dataclass(frozen=True)

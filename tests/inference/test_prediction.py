@@ -91,12 +91,13 @@ def test_the_plans_of_small_budgets_use_files_and_compute_twice():
     assert any("computed twice" in plan for plan in plans)
 
 
-def test_in_bf16_every_plan_gives_the_same_labels():
-    predictor, image = _predictor(_network(), torch.bfloat16), _image((45, 33, 38))
+@pytest.mark.parametrize("name", ["four levels", "residual"])
+def test_in_bf16_every_plan_gives_the_same_labels(name):
+    predictor, image = _predictor(_network(name), torch.bfloat16), _image((45, 33, 38))
     found = [_compute([predictor], [image], budget_bytes=budget)[0] for budget in (1e9, 2e6, 1e6)]
     for probabilities in found[1:]:
         assert (probabilities.argmax(0) == found[0].argmax(0)).mean() >= 0.9999
-    assert (found[0].argmax(0) == _whole(_network(), image).argmax(0)).mean() > 0.98
+    assert (found[0].argmax(0) == _whole(_network(name), image).argmax(0)).mean() > 0.98
 
 
 def test_mirrored_passes_are_averaged():

@@ -27,11 +27,11 @@ NOTES = (
     "otherwise: step 0.5, Gaussian weights, fp32; it takes as many threads as the machine has processors. "
     "'step 1' is the same without overlap (-step_size 1), its fastest public setting.",
     "medseg-brn: infer with its defaults (exact, auto precision, air skipped, memory of half of what is "
-    "free), with --memory 1.6GB, and without skipping air ('all blocks'). Memory is what processes have "
+    "free), with --memory 1GB, and without skipping air ('all blocks'). Memory is what processes have "
     "resident; features on file are in the system's cache, which it can give up.",
     "With 24 classes everything is run once, and only the first three commands.",
 )
-MEMORY = "1.6GB"
+MEMORY = "1GB"
 
 
 def run_section(context: Context) -> None:
