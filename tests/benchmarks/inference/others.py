@@ -61,7 +61,7 @@ def run_hippocampus(context: Context) -> None:
         metrics = folder.with_suffix(".json")
         context.ours("evaluate", folder, dataset / "labelsTr", "-o", metrics)
         content = json.loads(metrics.read_text(encoding="utf-8"))
-        dice = np.array([_mean_dice(case) for case in content["cases"]])
+        dice = np.array([case["dice_mean"] for case in content["cases"]])
         results[name] = {"summary": content["summary"], "dice": dice, "infer": inferred}
     rows = [
         [
@@ -76,16 +76,12 @@ def run_hippocampus(context: Context) -> None:
     apart = results["exact"]["dice"] - results["windows"]["dice"]
     verdict = "not lower" if apart.mean() >= 0 else "LOWER"
     notes = (
-        f"{len(scans)} held-out scans; exact is {verdict} (difference of the means over classes, scan by scan: "
-        f"{apart.mean():+.5f} ± {1.96 * apart.std(ddof=1) / len(apart) ** 0.5:.5f}, 95 %). Windows are of the "
-        "size that the model was trained on.",
+        f"{len(scans)} held-out scans; exact is {verdict}: scan by scan {apart.mean():+.5f} ± "
+        f"{1.96 * apart.std(ddof=1) / len(apart) ** 0.5:.5f} (95 %). Windows are of the size that the "
+        "model was trained on.",
     )
     table = make_table("held-out scans, one model", columns, rows)
     report("hippocampus", context.output, table, {**context.describe(), "results": results}, notes)
-
-
-def _mean_dice(case: dict[str, Any]) -> float:
-    return float(np.mean([one["dice"] for one in case["classes"].values()]))
 
 
 def run_real(context: Context) -> None:
