@@ -48,7 +48,7 @@ NOTES = (
     f"Windows overlap by half and are blended with a Gaussian map; sizes {WINDOWS[0][0]}³ and "
     f"{WINDOWS[1][0]}³. For renorm, exact evaluation is the default and windows are shown for comparison.",
     "Plans are compared with the same layers, in the same number format, in one piece; 'labels as torch' "
-    "compares them with the fp32 network computed by torch's own choice of kernels, whose rounding is another.",
+    "compares them with the fp32 network computed by torch's own choice of kernels, which round otherwise.",
 )
 
 
