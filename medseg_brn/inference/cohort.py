@@ -200,7 +200,7 @@ def _side_by_side(
 ) -> Iterator[Outcome]:
     """Yield outcomes as the processes finish them."""
     from joblib import Parallel, delayed, parallel_config
-    from joblib.externals.loky.process_executor import BrokenProcessPool
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     if backend == "ray":
         _register_ray()
@@ -217,7 +217,7 @@ def _side_by_side(
                 for outcome in Parallel(return_as=return_as, batch_size=1, pre_dispatch="n_jobs")(calls):
                     del waiting[outcome.case.name]
                     yield outcome
-        except BrokenProcessPool:
+        except TerminatedWorkerError:
             yield from (Outcome(job.case, error=KILLED) for job in waiting.values())
 
 

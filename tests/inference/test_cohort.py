@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,14 @@ from medseg_brn.errors import DataError
 from medseg_brn.inference.cohort import infer_cohort
 from medseg_brn.inference.inputs import InputCase, Job
 from medseg_brn.inference.manifest import Manifest
+
+try:
+    import cloudpickle
+except ImportError:  # before joblib 1.6 it came inside
+    from joblib.externals import cloudpickle
+
+# Other processes cannot import a test's file, wherever the tests are run from: its classes are sent whole.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass(frozen=True)
