@@ -77,7 +77,7 @@ def infer_cohort(
     Args:
         segmenter: reads, segments and writes.
         jobs: from `plan_jobs`.
-        manifest: what earlier runs did; what this one does is added and written after each case.
+        manifest: what earlier runs did; what this one does is added, and written every few seconds.
         processes: cases segmented side by side. With one, a case is read while the one before is segmented
             and written while the one after is.
         backend: processes of this machine, or those of a Ray cluster.

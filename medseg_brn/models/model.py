@@ -11,6 +11,7 @@ from torch import nn
 
 from medseg_brn.cases.preprocessing import Preprocessing
 from medseg_brn.cases.restoring import LabelMapRestorer, ProbabilityRestorer
+from medseg_brn.errors import ConfigError
 from medseg_brn.inference.machine import default_budget_bytes, resident_bytes
 from medseg_brn.inference.postprocessing import choose_rules, postprocess_label_map
 from medseg_brn.inference.prediction import Options, Progress, compute_scores
@@ -212,6 +213,12 @@ class Model:
         taken = resident_bytes() + LABEL_MAP_BYTES * math.prod(scan.grid.shape) + RESERVED_BYTES
         # What the other scans may take in the meantime.
         elsewhere = SCAN_SHARE * allowed * (scans_at_once - 1) / scans_at_once
+        if allowed <= taken + elsewhere:
+            raise ConfigError(
+                f"{allowed / 1e9:.3g} GB of memory are allowed, and this process and its scans take "
+                f"{(taken + elsewhere) / 1e9:.3g} GB before a feature is computed; raise --memory above that, "
+                "or close other programs"
+            )
         labels = LabelMapRestorer(scan.record, num_classes, scan.scratch)
         restored = ProbabilityRestorer(scan.record, num_classes, scan.scratch) if probabilities else None
         options = Options(
