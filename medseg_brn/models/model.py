@@ -216,8 +216,8 @@ class Model:
         if allowed <= taken + elsewhere:
             raise ConfigError(
                 f"{allowed / 1e9:.3g} GB of memory are allowed, and this process and its scans take "
-                f"{(taken + elsewhere) / 1e9:.3g} GB before a feature is computed; raise --memory above that, "
-                "or close other programs"
+                f"{(taken + elsewhere) / 1e9:.3g} GB before a feature is computed; raise --memory above "
+                "that, or close other programs"
             )
         labels = LabelMapRestorer(scan.record, num_classes, scan.scratch)
         restored = ProbabilityRestorer(scan.record, num_classes, scan.scratch) if probabilities else None
