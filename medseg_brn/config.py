@@ -14,6 +14,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Modality = Literal["mri", "ct"]
 Axis = Annotated[int, Field(ge=0, le=2)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _refuse_repeats(axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -39,6 +40,8 @@ class DatasetConfig(Section):
     """Number of cross-validation folds, drawn from `seed`."""
     fold: Annotated[int, Field(ge=0)] | None = 0
     """The fold held out for validation; null trains on every case and validates on none."""
+    split_seed: Seed | None = None
+    """Draws the folds (and a phantom cohort); null takes `seed`. Set it to vary `seed` on the same folds."""
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
@@ -113,18 +116,19 @@ class NetworkConfig(Section):
     """Convolutions (plain) or residual blocks (residual) of each encoder level, finest first, or of all."""
     decoder_blocks: PositiveInt | tuple[PositiveInt, ...] = 1
     """Convolutions of each decoder level, finest first, or of all."""
-    norm: Literal["batch_renorm", "batch", "sync_batch", "group", "instance", "layer", "none"] = (
+    norm: Literal["batch_renorm", "mabn", "batch", "sync_batch", "group", "instance", "layer", "none"] = (
         "batch_renorm"
     )
     """Normalization by name."""
     momentum: Fraction = 0.01
-    """Moving-average weight of the newest batch (batch_renorm, batch, sync_batch)."""
+    """Moving-average weight of the newest batch (batch_renorm, mabn, batch, sync_batch)."""
     r_max: Annotated[float, Field(ge=1)] = 3.0
     """Final limit of the renorm scale correction r."""
     d_max: NonNegativeFloat = 5.0
     """Final limit of the renorm shift correction d."""
     renorm_schedule: tuple[Fraction, Fraction, Fraction] = (0.1, 0.4, 0.4)
-    """Fractions of the run at which the limits leave (1, 0), d_max is reached, r_max is reached."""
+    """Fractions of the run at which the limits leave (1, 0), d_max is reached, r_max is reached; mabn begins
+    to average at the first and to correct at the last."""
     weight_standardization: bool = True
     """Standardize each filter's weights (Qiao 2019); folds away at inference."""
     deep_supervision: bool = False
@@ -169,6 +173,12 @@ class TrainingConfig(Section):
     """Largest gradient norm; null does not clip."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.995
     """Weight averaging: share kept per step, of weights and statistics alike; null switches it off."""
+    freeze_statistics_at: Fraction | None = None
+    """Share of the run after which norms with running statistics normalize by them and leave them as they
+    are; null never freezes them."""
+    recalibration_patches: PositiveInt | None = None
+    """Training patches by which the final network's running statistics are set to the population's; null
+    keeps the moving averages."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 where the processor or GPU has it natively and is faster in it, else fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -179,6 +189,8 @@ class TrainingConfig(Section):
     """How many held-out cases the validations during the run take; the last takes all."""
     checkpoint_every: PositiveInt = 250
     """Steps between checkpoints."""
+    probe_every: PositiveInt | None = None
+    """Steps between samples of what the norms do (`probes.csv`); null takes none."""
 
 
 class PostprocessingConfig(Section):
@@ -208,7 +220,7 @@ class Experiment(Section):
 
     name: str = "experiment"
     """What the model calls itself."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """The one source of randomness: folds, initial weights, patches."""
     dataset: DatasetConfig = DatasetConfig()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
@@ -216,3 +228,8 @@ class Experiment(Section):
     network: NetworkConfig = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
+
+    @property
+    def split_seed(self) -> int:
+        """What the folds are drawn from."""
+        return self.seed if self.dataset.split_seed is None else self.dataset.split_seed

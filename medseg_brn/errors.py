@@ -22,3 +22,7 @@ class ModelError(MedsegError):
 
 class TrainingError(MedsegError):
     """Training cannot go on: a NaN loss, a checkpoint of another experiment, and the like."""
+
+
+class DivergenceError(TrainingError):
+    """The loss or the gradient is no longer finite."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from medseg_brn.config import Experiment, InferenceConfig
 from medseg_brn.errors import ConfigError
 
+COMPARISON_PREFIX = "compare_"
 PHANTOM_PATHS = ("phantom_mri", "phantom_ct")
 
 
@@ -26,9 +27,11 @@ def load_experiment(source: str | Path, overrides: Sequence[str] = ()) -> Experi
         ConfigError: no such file or name, not YAML, an unknown key, or a value against its rule.
     """
     path = find_config(source)
-    options = _read_yaml(path)
+    options = read_yaml(path)
+    if "norms" in options:
+        raise ConfigError(f"{path} is a comparison of several runs; use medseg-brn compare {source} -o DIR")
     for override in overrides:
-        _apply_override(options, override)
+        apply_override(options, override)
     return parse_experiment(options, str(path))
 
 
@@ -37,7 +40,7 @@ def parse_experiment(options: dict[str, Any], place: str) -> Experiment:
     try:
         experiment = Experiment.model_validate(options)
     except ValidationError as error:
-        raise ConfigError(_explain(error, place)) from None
+        raise ConfigError(explain_errors(error, place, Experiment)) from None
     dataset = experiment.dataset
     if dataset.path not in PHANTOM_PATHS:
         absolute = str(Path(dataset.path).expanduser().absolute())
@@ -57,16 +60,16 @@ def override_inference(settings: InferenceConfig, overrides: Sequence[str]) -> I
     """
     options: dict[str, Any] = {"inference": json.loads(settings.model_dump_json())}
     for override in overrides:
-        _apply_override(options["inference"], override)
+        apply_override(options["inference"], override)
     return parse_experiment(options, "inference settings").inference
 
 
 def find_config(source: str | Path) -> Path:
-    """Path of the YAML file that `source` names: a file, or a shipped experiment."""
+    """Path of the YAML file that `source` names: a file, or a shipped experiment or comparison."""
     path = Path(source)
     if path.is_file():
         return path
-    shipped = {config.stem: config for config in shipped_configs()}
+    shipped = {config.stem: config for config in (*shipped_configs(), *shipped_comparisons())}
     if str(source) in shipped:
         return shipped[str(source)]
     nearest = difflib.get_close_matches(path.stem, shipped, n=1)
@@ -78,15 +81,24 @@ def find_config(source: str | Path) -> Path:
 
 
 def shipped_configs() -> list[Path]:
-    """YAML files that come with the package: `configs/` beside it in a checkout, inside it in a wheel."""
+    """Experiments that come with the package: `configs/` beside it in a checkout, inside it in a wheel."""
+    return [path for path in _shipped_files() if not path.stem.startswith(COMPARISON_PREFIX)]
+
+
+def shipped_comparisons() -> list[Path]:
+    """Comparisons that come with the package, `configs/compare_*.yaml`."""
+    return [path for path in _shipped_files() if path.stem.startswith(COMPARISON_PREFIX)]
+
+
+def _shipped_files() -> list[Path]:
     package = Path(__file__).parent
     installed = package / "configs"
     folder = installed if installed.is_dir() else package.parent / "configs"
     return sorted(folder.glob("*.yaml"))
 
 
-def dump_experiment(experiment: Experiment) -> str:
-    """YAML text with every option and its value."""
+def dump_experiment(experiment: BaseModel) -> str:
+    """YAML text with every option of an experiment (or a comparison) and its value."""
     options = json.loads(experiment.model_dump_json())
     return yaml.safe_dump(options, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
@@ -96,7 +108,12 @@ def experiment_schema() -> str:
     return json.dumps(Experiment.model_json_schema(), indent=2)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Options of a plain YAML file; none where it is empty.
+
+    Raises:
+        ConfigError: not YAML, or no mapping.
+    """
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
@@ -109,7 +126,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return options
 
 
-def _apply_override(options: dict[str, Any], override: str) -> None:
+def apply_override(options: dict[str, Any], override: str) -> None:
+    """Set what `key=value` says; the key is dotted, the value is YAML.
+
+    Raises:
+        ConfigError: not of that form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"Override {override!r} is not of the form key=value, such as training.steps=500")
@@ -127,13 +149,14 @@ def _apply_override(options: dict[str, Any], override: str) -> None:
     target[name] = value
 
 
-def _explain(error: ValidationError, place: str) -> str:
+def explain_errors(error: ValidationError, place: str, model: type[BaseModel]) -> str:
+    """One message for all that is wrong with options of `model`: key, rule, value, nearest valid key."""
     lines = []
     for problem in error.errors():
         location = [part for part in problem["loc"] if not str(part).startswith("function-")]
         key = ".".join(map(str, location))
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key!r}{_nearest_key(location)}")
+            lines.append(f"unknown key {key!r}{_nearest_key(location, model)}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
             lines.append(f"{key or 'experiment'}: {message} (got {_short(problem.get('input'))})")
@@ -145,20 +168,20 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _nearest_key(location: Sequence[str | int]) -> str:
-    valid = _keys_at(location[:-1])
+def _nearest_key(location: Sequence[str | int], model: type[BaseModel]) -> str:
+    valid = _keys_at(location[:-1], model)
     wrong = str(location[-1])
     nearest = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.5)
     if nearest:
         return f"; did you mean {nearest[0]!r}?"
-    elsewhere = [name for name, section in _sections().items() if wrong in section.model_fields]
+    elsewhere = [name for name, section in _sections(model).items() if wrong in section.model_fields]
     if elsewhere:
         return f"; it belongs to section {elsewhere[0]!r}"
     return f"; valid keys here: {', '.join(valid)}"
 
 
-def _sections() -> dict[str, type[BaseModel]]:
-    fields = Experiment.model_fields
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    fields = model.model_fields
     return {
         name: kind
         for name, field in fields.items()
@@ -166,8 +189,7 @@ def _sections() -> dict[str, type[BaseModel]]:
     }
 
 
-def _keys_at(sections: Sequence[str | int]) -> list[str]:
-    model: type[BaseModel] = Experiment
+def _keys_at(sections: Sequence[str | int], model: type[BaseModel]) -> list[str]:
     for section in sections:
         field = model.model_fields.get(str(section))
         if field is None:

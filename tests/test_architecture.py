@@ -19,11 +19,13 @@ ORDER = (
     "cases",
     "patches",
     "networks",
+    "probes",
     "inference",
     "models",
     "evaluation",
     "reports",
     "training",
+    "comparison",
     "demo",
     "cli",
 )

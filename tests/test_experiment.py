@@ -15,6 +15,7 @@ from medseg_brn.experiment import (
     experiment_schema,
     find_config,
     load_experiment,
+    shipped_comparisons,
     shipped_configs,
 )
 
@@ -32,7 +33,7 @@ def write_config(tmp_path):
 
 
 def test_the_shipped_experiments_are_those_of_the_folder():
-    assert {path.name for path in shipped_configs()} == {
+    assert {path.name for path in (*shipped_configs(), *shipped_comparisons())} == {
         path.name for path in (ROOT / "configs").glob("*.yaml")
     }
     assert {"demo", "hippocampus_mri", "abdomen_ct"} <= {path.stem for path in shipped_configs()}

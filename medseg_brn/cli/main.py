@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from medseg_brn.cli.check import check
+from medseg_brn.cli.compare import compare
 from medseg_brn.cli.config import config
 from medseg_brn.cli.demo import demo
 from medseg_brn.cli.doctor import doctor
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, check, train, infer, evaluate, config, doctor):
+for command in (demo, check, train, infer, evaluate, compare, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 

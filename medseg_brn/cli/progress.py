@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from medseg_brn.comparison.results import RunResult
     from medseg_brn.reports.step_records import StepRecord
     from medseg_brn.training.run import RunSummary
 
@@ -69,3 +70,27 @@ class TrainingDisplay(StageDisplay):
                 f"Mean foreground Dice on {summary.validation_cases} held-out cases: {summary.dice_mean:.3f}"
             )
         console.print(f"Model:  {folder / 'model'}\nReport: {folder / 'report.html'}", markup=False)
+
+
+class ComparisonDisplay(StageDisplay):
+    """Stages of a comparison; the runs' stage names the last one and its Dice."""
+
+    def result(self, result: "RunResult", done: int, total: int) -> None:
+        """Show a finished run; one that failed is told at once."""
+        dice = "" if result.dice is None else f" Dice {result.dice:.3f}"
+        self.update("runs", done, total, f"{result.name}: {result.status}{dice}")
+        if result.error is not None:
+            self.console.print(f"{result.name} {result.status}: {result.error}", markup=False, soft_wrap=True)
+
+    def summarize(self, results: "list[RunResult]", folder: Path) -> None:
+        """Say what was made."""
+        counts = dict.fromkeys(("finished", "diverged", "failed"), 0)
+        for result in results:
+            counts[result.status] += 1
+        told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        console = Console(quiet=self.console.quiet, highlight=False, soft_wrap=True)
+        console.print(
+            f"{len(results)} runs: {told}\nReport:  {folder / 'report.html'}\n"
+            f"Numbers: {folder / 'summary.json'}, runs.csv, probes.csv",
+            markup=False,
+        )

@@ -10,17 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from medseg_brn.errors import ConfigError, MedsegError
+from medseg_brn.errors import MedsegError
 from medseg_brn.inference.inputs import InputCase, Job
 from medseg_brn.inference.machine import peak_resident_bytes, reset_peak
 from medseg_brn.inference.manifest import Manifest
+from medseg_brn.inference.side_by_side import Backend, do_side_by_side
 
-Backend = Literal["processes", "ray"]
-
-# Cases per process that a cluster is given at a time.
-BATCH = 4
 KILLED = (
     "A process was killed before this case was done, probably for want of memory; call the command again "
     "with fewer --jobs or less --memory, and it goes on with the cases that are not done"
@@ -101,7 +98,8 @@ def infer_cohort(
             on_outcome(outcomes[job.case.name])
     reset_peak()
     if processes > 1 or backend == "ray":
-        ended = _side_by_side(segmenter, waiting, processes, backend)
+        work = partial(infer_case, segmenter)
+        ended = do_side_by_side(work, waiting, processes=processes, backend=backend, on_killed=_killed)
     else:
         ended = _overlapped(segmenter, waiting, on_progress)
     for outcome in ended:
@@ -195,38 +193,5 @@ def _overlapped(
             yield writing.result()
 
 
-def _side_by_side(
-    segmenter: Segmenter, jobs: Sequence[Job], processes: int, backend: Backend
-) -> Iterator[Outcome]:
-    """Yield outcomes as the processes finish them."""
-    from joblib import Parallel, delayed, parallel_config
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    if backend == "ray":
-        _register_ray()
-        # Ray's backend hands results over at the end only, so it is given a few cases at a time.
-        together, return_as = BATCH * processes, "list"
-    else:
-        together, return_as = max(1, len(jobs)), "generator_unordered"
-    for first in range(0, len(jobs), together):
-        chosen = jobs[first : first + together]
-        waiting = {job.case.name: job for job in chosen}
-        try:
-            with parallel_config("ray" if backend == "ray" else "loky", n_jobs=processes):
-                calls = (delayed(infer_case)(segmenter, job) for job in chosen)
-                for outcome in Parallel(return_as=return_as, batch_size=1, pre_dispatch="n_jobs")(calls):
-                    del waiting[outcome.case.name]
-                    yield outcome
-        except TerminatedWorkerError:
-            yield from (Outcome(job.case, error=KILLED) for job in waiting.values())
-
-
-def _register_ray() -> None:
-    try:
-        from ray.util.joblib import register_ray
-    except ImportError:
-        raise ConfigError(
-            "Cases can be spread over a Ray cluster only where Ray is installed; install it with "
-            'pip install "medseg-brn[ray]", or leave out --backend ray'
-        ) from None
-    register_ray()
+def _killed(job: Job) -> Outcome:
+    return Outcome(job.case, error=KILLED)

@@ -27,14 +27,14 @@ def build_network(config: NetworkConfig, in_channels: int, num_classes: int) -> 
         encoder_blocks=config.encoder_blocks,
         decoder_blocks=config.decoder_blocks,
         norm=config.norm,
-        norm_options=_norm_options(config),
+        norm_options=norm_options(config),
         weight_standardization=config.weight_standardization,
         deep_supervision=config.deep_supervision,
     )
 
 
-def _norm_options(config: NetworkConfig) -> dict[str, Any]:
-    if config.norm not in ("batch_renorm", "batch", "sync_batch"):
+def norm_options(config: NetworkConfig) -> dict[str, Any]:
+    if config.norm not in ("batch_renorm", "mabn", "batch", "sync_batch"):
         return {}
     options: dict[str, Any] = {"momentum": config.momentum}
     if config.norm == "batch_renorm":

@@ -16,6 +16,16 @@ class Conv3d(nn.Conv3d):
     AVX-512 bf16). Such features are small, so there fp32 costs nothing worth saving.
     """
 
+    def reset_parameters(self) -> None:
+        """Draw the weights as `nn.Conv3d` does; the bias, if any, is zero.
+
+        A drawn bias would shift all later draws: from one seed, networks with and without biases, that is
+        without and with norms, would begin with different weights.
+        """
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def _conv_forward(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         short = 1 < features.shape[2] < self.kernel_size[0]
         if not (short and features.device.type == "cpu" and torch.is_autocast_enabled("cpu")):

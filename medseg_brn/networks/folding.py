@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from medseg_brn.errors import ModelError
 from medseg_brn.networks.batch_renorm import BatchRenorm
 from medseg_brn.networks.convolution import Conv3d
+from medseg_brn.networks.mabn import MABN
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -24,9 +25,9 @@ def fold(module: nn.Module, input_shape: tuple[int, ...] | None = None) -> nn.Mo
     """A copy for inference with normalization folded into the convolutions before it.
 
     With σ = sqrt(running_var + eps), the convolution's weights become W·γ/σ and its bias β + (b - μ)·γ/σ.
-    A renorm or BatchNorm layer is folded where it takes the output of a convolution, directly and as the
-    only one that does; this is found out by running the network on a small blank input. Other layers
-    (a norm before its convolution, or an instance norm) stay as they are. Weight-standardized
+    A renorm, MABN or BatchNorm layer is folded where it takes the output of a convolution, directly and
+    as the only one that does; this is found out by running the network on a small blank input. Other
+    layers (a norm before its convolution, or an instance norm) stay as they are. Weight-standardized
     convolutions become plain ones.
 
     Args:
@@ -76,7 +77,7 @@ def _is_convolution(layer: nn.Module) -> bool:
 
 
 def _can_fold(layer: nn.Module) -> bool:
-    return isinstance(layer, (BatchRenorm, _BatchNorm)) and layer.running_var is not None
+    return isinstance(layer, (BatchRenorm, MABN, _BatchNorm)) and layer.running_var is not None
 
 
 class _Recorder(TorchFunctionMode):

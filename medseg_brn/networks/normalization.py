@@ -15,17 +15,19 @@ from medseg_brn.networks.batch_renorm import (
     BatchRenorm3d,
     Schedule,
 )
+from medseg_brn.networks.mabn import MABN, MABN1d, MABN2d, MABN3d
 
-NORMALIZATIONS = ("batch_renorm", "batch", "sync_batch", "group", "instance", "layer", "none")
+NORMALIZATIONS = ("batch_renorm", "mabn", "batch", "sync_batch", "group", "instance", "layer", "none")
 
 # What computes a voxel from a neighbourhood of fixed size, or only holds other layers.
 _LOCAL = (
-    nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d, nn.MaxPool3d, BatchRenorm, _BatchNorm, _InstanceNorm,
-    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Dropout3d, nn.Dropout,
-    nn.Sequential, nn.ModuleList,
+    nn.Conv3d, nn.ConvTranspose3d, nn.AvgPool3d, nn.MaxPool3d, BatchRenorm, MABN, _BatchNorm,
+    _InstanceNorm, nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Dropout3d,
+    nn.Dropout, nn.Sequential, nn.ModuleList,
 )  # fmt: skip
 
 BATCH_RENORM_CLASSES = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d)
+MABN_CLASSES = (MABN1d, MABN2d, MABN3d)
 BATCH_NORM_CLASSES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE_NORM_CLASSES = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -35,7 +37,8 @@ def make_normalization(name: str, channels: int, *, dimensions: int = 3, **optio
 
     Args:
         name: one of `NORMALIZATIONS`. `layer` normalizes each item over channels and voxels alike
-            (GroupNorm with one group), `instance` is affine, `none` changes nothing.
+            (GroupNorm with one group), `instance` is affine, `none` changes nothing. `mabn` belongs after
+            convolutions with centred filters (see `MABN3d`).
         channels: feature channels.
         dimensions: spatial dimensions, 1 to 3.
         options: keyword arguments of the layer made, such as `momentum` or `r_max`; for `group` also
@@ -47,6 +50,8 @@ def make_normalization(name: str, channels: int, *, dimensions: int = 3, **optio
     match name:
         case "batch_renorm":
             return BATCH_RENORM_CLASSES[dimensions - 1](channels, **options)
+        case "mabn":
+            return MABN_CLASSES[dimensions - 1](channels, **options)
         case "batch":
             return BATCH_NORM_CLASSES[dimensions - 1](channels, **options)
         case "sync_batch":
@@ -87,6 +92,8 @@ def set_renorm_step(module: nn.Module, step: int, schedule: Schedule | None = No
     """Tells every batch-renorm layer the optimizer's step, which its limits then follow.
 
     A layer that has seen a batch never returns to step 0, where the next one would replace its statistics.
+    MABN layers, which count batches, take from a schedule when their averages begin (its first step) and
+    when r may differ from 1 (its last).
 
     Args:
         module: a network, changed in place.
@@ -98,3 +105,23 @@ def set_renorm_step(module: nn.Module, step: int, schedule: Schedule | None = No
             layer.num_batches_tracked.clamp_(max=1).clamp_(min=step)
             if schedule is not None:
                 layer.schedule = schedule
+        if isinstance(layer, MABN) and schedule is not None:
+            layer.warmup, layer.r_start = schedule[0], schedule[2]
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Puts every norm with batch statistics into evaluation mode: it applies the running ones, unchanged.
+
+    `module.train()` takes this back.
+    """
+    for layer in module.modules():
+        if has_batch_statistics(layer):
+            layer.eval()
+
+
+def has_batch_statistics(layer: nn.Module) -> bool:
+    """Whether training normalizes an item by the other items of its batch too.
+
+    True for batch norms, batch renorms, and any layer that says so with an attribute `batch_dependent`.
+    """
+    return isinstance(layer, BatchRenorm | _BatchNorm) or bool(getattr(layer, "batch_dependent", False))

@@ -181,3 +181,16 @@ def collate_patches(patches: list[Patch | DataError]) -> PatchBatch | DataError:
         "label": torch.stack([patch["label"] for patch in good]),
         "cases": [patch["case"] for patch in good],
     }
+
+
+def load_batches(stream: PatchStream, first: int, last: int, batch_size: int) -> Iterator[PatchBatch]:
+    """Batches number `first` to `last` - 1 of a single process, loaded in this one.
+
+    Raises:
+        DataError: a patch cannot be made.
+    """
+    for indices in MicroBatches(first, last, batch_size):
+        batch = collate_patches([stream[index] for index in indices])
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,7 +18,21 @@ from medseg_brn.volumes.atomic import write_text_atomic
 
 TEMPLATE_FOLDER = Path(__file__).parent / "template"
 
-Cell = str | float | int | None
+
+@dataclass(frozen=True)
+class Link:
+    """Text that leads to another file, in a table."""
+
+    text: str
+    path: str
+    """Relative to the page, its parts separated by slashes."""
+
+    def __html__(self) -> str:
+        # The dot keeps a path such as "javascript:x" from being read as more than a path.
+        return Markup('<a href="./{}">{}</a>').format(quote(self.path), self.text)
+
+
+Cell = str | float | int | Link | None
 
 
 @dataclass(frozen=True)
@@ -61,10 +76,12 @@ class Column:
     heading: str
     form: str | None = None
 
-    def tell(self, cell: Cell) -> str:
+    def tell(self, cell: Cell) -> str | Link:
         """The cell as text; what is undefined is a dash."""
         if cell is None:
             return "–"
+        if isinstance(cell, Link):
+            return cell
         return format(cell, self.form) if self.form is not None else str(cell)
 
 

@@ -44,32 +44,41 @@ class TrainingData:
 
 
 def prepare_training_data(
-    experiment: Experiment, run_folder: Path, progress: Progress, jobs: int = 1
+    experiment: Experiment,
+    run_folder: Path,
+    progress: Progress,
+    jobs: int = 1,
+    data_folder: Path | None = None,
 ) -> TrainingData:
-    """Read the dataset, split it, resolve the preprocessing and prepare every case below `run_folder/cache`.
+    """Read the dataset, split it, resolve the preprocessing and prepare every case below `data_folder/cache`.
 
     The split, and a digest of each case's contents and options, are written to `split.json`; the resolved
-    preprocessing to `preprocessing.json`. A resumed run must find the same ones.
+    preprocessing to `preprocessing.json`. A resumed run must find the same ones. `data_folder` is the run
+    folder itself where none is given.
 
     Raises:
         DataError: the dataset or one of its cases is not what it must be, or not what the run began with.
     """
-    dataset = open_dataset(experiment, run_folder, progress)
+    folder = run_folder if data_folder is None else data_folder
+    dataset = open_dataset(experiment, folder, progress)
     choose_rules(experiment.inference.postprocessing, dataset.class_names)  # before hours of training
     training, held_out = split_dataset(dataset, experiment)
-    preprocessing = _resolve(experiment, dataset, training, run_folder, progress)
+    preprocessing = _resolve(experiment, dataset, training, folder, progress)
     count = len(training) + len(held_out)
     done = iter(range(1, count + 1))
     prepared = prepare_cases(
         [*training, *held_out],
         dataset,
         preprocessing,
-        run_folder / "cache",
+        folder / "cache",
         on_case=lambda _: progress("preparing cases", next(done), count),
         jobs=jobs,
     )
     split = prepared[: len(training)], prepared[len(training) :]
-    _keep_split(run_folder / "split.json", dataset, *split)
+    _keep_split(folder / "split.json", dataset, *split)
+    if folder != run_folder:
+        for name in ("split.json", "preprocessing.json"):
+            write_text_atomic(run_folder / name, (folder / name).read_text(encoding="utf-8"))
     return TrainingData(dataset, preprocessing, split[0], held_out, split[1])
 
 
@@ -81,7 +90,9 @@ def open_dataset(experiment: Experiment, run_folder: Path, progress: Progress) -
     folder = run_folder / config.path
     if not (folder / "dataset.json").is_file():
         progress("making the phantom cohort", 0, 1)
-        make_phantom(folder, modality="ct" if config.path.endswith("ct") else "mri", seed=experiment.seed)
+        make_phantom(
+            folder, modality="ct" if config.path.endswith("ct") else "mri", seed=experiment.split_seed
+        )
     return read_dataset(folder)
 
 
@@ -100,7 +111,7 @@ def split_dataset(dataset: Dataset, experiment: Experiment) -> tuple[list[Case],
             f"{len(labelled)} labelled cases cannot be split into dataset.folds = {config.folds}; lower it,"
             " or set dataset.fold to null to train on all of them"
         )
-    folds = split_folds(labelled, config.folds, experiment.seed)
+    folds = split_folds(labelled, config.folds, experiment.split_seed)
     held_out = folds[config.fold]
     training = [case for number, fold in enumerate(folds) if number != config.fold for case in fold]
     return sorted(training, key=lambda case: case.name), sorted(held_out, key=lambda case: case.name)

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "training.validate_every",
     "training.validation_cases",
     "training.checkpoint_every",
+    "training.probe_every",
     "patches.workers",
 )
 
@@ -42,12 +43,21 @@ def open_run_folder(experiment: Experiment, run_folder: Path, resume: bool) -> N
     write_text_atomic(path, dump_experiment(experiment))
 
 
-def _check_same_experiment(old: Experiment, new: Experiment, path: Path) -> None:
+def list_differences(old: Experiment, new: Experiment) -> dict[str, str]:
+    """Options that differ: dotted key → "old → new"."""
     before, now = dict(_options(old.model_dump())), dict(_options(new.model_dump()))
-    different = [
-        f"{key} ({before.get(key)} → {now.get(key)})"
+    return {
+        key: f"{before.get(key)} → {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != now.get(key)
+    }
+
+
+def _check_same_experiment(old: Experiment, new: Experiment, path: Path) -> None:
+    different = [
+        f"{key} ({change})"
+        for key, change in list_differences(old, new).items()
+        if not key.startswith(MAY_CHANGE)
     ]
     if different:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What is kept of a run while it goes on: records of every step, validations, checkpoints."""
+"""What is kept of a run while it goes on: records of every step, probes, validations, checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from medseg_brn.config import Experiment
+from medseg_brn.probes.watching import Watcher
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.checkpoint import save_checkpoint
 from medseg_brn.training.data import TrainingData
@@ -40,10 +41,19 @@ class Keeper:
         self._dtype = dtype
         self._world_size = processes.world_size
         self._listener = listener
+        every = experiment.training.probe_every
+        self._watcher = Watcher(state.network, every) if every is not None else None
+
+    def before_step(self, step: int) -> None:
+        """Let the probes see a step that is to be sampled."""
+        if self._watcher is not None:
+            self._watcher.before_step(step)
 
     def after_step(self, record: StepRecord) -> None:
         """Record a finished step; validate and save a checkpoint where one is due."""
         training = self._experiment.training
+        if self._watcher is not None:
+            self._recorder.write_samples(self._watcher.after_step(record.step))
         if training.validate_every and record.step % training.validate_every == 0:
             record = replace(record, dice=self._validate())
         self._recorder.write(record)

@@ -9,13 +9,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from medseg_brn.config import Experiment
-from medseg_brn.errors import DataError, TrainingError
-from medseg_brn.networks.normalization import set_renorm_step
+from medseg_brn.errors import DataError, DivergenceError, TrainingError
+from medseg_brn.networks.normalization import freeze_statistics, set_renorm_step
 from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.distributed import Processes, merge_statistics, share_gradients
 from medseg_brn.training.losses import make_loss
-from medseg_brn.training.schedules import compute_learning_rate, compute_renorm_schedule
+from medseg_brn.training.schedules import (
+    compute_learning_rate,
+    compute_renorm_schedule,
+    statistics_are_frozen,
+)
 from medseg_brn.training.state import TrainingState
 
 
@@ -65,12 +69,15 @@ def run_steps(
     *,
     dtype: torch.dtype,
     processes: Processes,
+    before_step: Callable[[int], None] | None = None,
     after_step: Callable[[StepRecord], None] | None = None,
 ) -> None:
-    """Train from `first_step` to the end; `after_step` is told of each finished step.
+    """Train from `first_step` to the end.
+
+    `before_step` is told of the number (from 1) of each step that begins, `after_step` of each finished one.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; the message names the step and the cases.
+        DivergenceError: the loss or the gradient is not finite; the message names the step and the cases.
             The optimizer has not made the step.
     """
     training = experiment.training
@@ -79,9 +86,13 @@ def run_steps(
     network = share_gradients(state.network, processes)
     state.network.train()
     for step in range(first_step, training.steps):
+        if before_step is not None:
+            before_step(step + 1)
         start = time.perf_counter()
         waited = 0.0
         set_renorm_step(state.network, step, schedule)
+        if statistics_are_frozen(step, training):
+            freeze_statistics(state.network)
         learning_rate = compute_learning_rate(step, training)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -94,7 +105,7 @@ def run_steps(
             losses.append(_backward(network, batch, loss_function, training.accumulation, dtype))
         loss, norm = sum(losses) / len(losses), _clip_gradients(state.network, training.gradient_clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(_not_finite(step + 1, loss, norm, cases))
+            raise DivergenceError(_not_finite(step + 1, loss, norm, cases))
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         merge_statistics(state.network, processes)

@@ -1,7 +1,6 @@
 """From a trained network to the model folder of its run."""
 
 import platform
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from medseg_brn.config import Experiment
+from medseg_brn.inference.machine import peak_resident_bytes
 from medseg_brn.models.description import ModelDescription
 from medseg_brn.models.package import save_model
 from medseg_brn.reports.step_records import read_metrics
@@ -54,19 +54,9 @@ def summarize_training(run_folder: Path, experiment: Experiment, data: TrainingD
         "batch_size": experiment.training.batch_size,
         "seconds": round(seconds, 1),
         "loader_share": round(waiting / seconds, 4) if seconds else None,
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": round(peak_resident_bytes() / 2**20) or None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "medseg_brn": version("medseg-brn"),
         "python": platform.python_version(),
     }
-
-
-def _peak_memory_mb() -> int | None:
-    """Largest resident memory of this process so far; None on Windows, which Python does not ask for it."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))

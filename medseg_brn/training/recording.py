@@ -1,36 +1,33 @@
-"""What a run writes while it goes on: `metrics.csv`, one row per optimizer step, and TensorBoard."""
+"""What a run writes while it goes on: `metrics.csv`, `probes.csv`, TensorBoard files."""
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
+from medseg_brn.probes.watching import Sample
 from medseg_brn.reports.step_records import StepRecord, read_metrics
 from medseg_brn.volumes.atomic import write_text_atomic
 
 
 class Recorder:
-    """Appends step records to the run folder's `metrics.csv` and TensorBoard files.
+    """Appends step records to the run folder's `metrics.csv` and TensorBoard files, samples to `probes.csv`.
 
     On opening, rows after `first_step` are dropped: they were written after the checkpoint that a resumed
     run starts from, and will be written again.
     """
 
     def __init__(self, run_folder: Path, first_step: int) -> None:
-        self._path = run_folder / "metrics.csv"
-        header = [field.name for field in fields(StepRecord)]
-        rows = [row for row in read_metrics(self._path) if row.step <= first_step]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(_as_row(row) for row in rows)
-        write_text_atomic(self._path, text.getvalue())
-        # line by line, so that a run can be watched while it goes on
-        self._file = self._path.open("a", encoding="utf-8", newline="", buffering=1)
+        path = run_folder / "metrics.csv"
+        kept = [_as_row(row) for row in read_metrics(path) if row.step <= first_step]
+        self._file = _open_table(path, StepRecord, kept)
         self._writer = csv.writer(self._file, lineterminator="\n")
+        self._folder, self._first_step = run_folder, first_step
+        self._samples: TextIO | None = None
         self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, record: StepRecord) -> None:
@@ -41,17 +38,57 @@ class Recorder:
             if value is not None:
                 self._tensorboard.add_scalar(name, value, record.step)
 
+    def write_samples(self, samples: Sequence[Sample]) -> None:
+        """Add what the probes saw; a run without probes has no file for it."""
+        if self._samples is None and samples:
+            path = self._folder / "probes.csv"
+            kept = [_sample_row(sample) for sample in read_samples(path) if sample.step <= self._first_step]
+            self._samples = _open_table(path, Sample, kept)
+        if self._samples is not None:
+            csv.writer(self._samples, lineterminator="\n").writerows(map(_sample_row, samples))
+
     def flush(self) -> None:
         """Bring what was written to disk."""
-        self._file.flush()
-        self._tensorboard.flush()
+        for file in (self._file, self._samples, self._tensorboard):
+            if file is not None:
+                file.flush()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        for file in (self._file, self._samples, self._tensorboard):
+            if file is not None:
+                file.close()
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Rows of a `probes.csv`, none where it is missing; an unfinished last line is passed over."""
+    if not path.is_file():
+        return []
+    samples = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                samples.append(Sample(int(row["step"]), row["layer"], row["metric"], float(row["value"])))
+            except (KeyError, TypeError, ValueError):
+                break
+    return samples
+
+
+def _open_table(path: Path, kind: Any, rows: list[list[str]]) -> TextIO:
+    """A CSV file of records of a dataclass, with these rows, open for more."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(kind))
+    writer.writerows(rows)
+    write_text_atomic(path, text.getvalue())
+    # line by line, so that a run can be watched while it goes on
+    return path.open("a", encoding="utf-8", newline="", buffering=1)
+
+
+def _sample_row(sample: Sample) -> list[str]:
+    return [str(sample.step), sample.layer, sample.metric, f"{sample.value:.8g}"]
 
 
 def _as_row(record: StepRecord) -> list[str]:

@@ -1,12 +1,13 @@
 """A run: an experiment and a folder in, a trained, validated and reported model out.
 
     RUN/config.yaml  split.json  preprocessing.json  cache/      what it started from
-        metrics.csv  tensorboard/  checkpoint/                   while it goes on
+        metrics.csv  probes.csv  tensorboard/  checkpoint/       while it goes on
         model/  validation/  validation.json  report.html        what it ends with
 
 Every stage can be repeated: a run that was killed at any moment is brought to its end by `resume`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,11 @@ from pathlib import Path
 import torch
 
 from medseg_brn.config import Experiment
+from medseg_brn.inference.machine import reset_peak, return_freed_memory
 from medseg_brn.inference.precision import choose_device, choose_precision
 from medseg_brn.models.package import load_model
-from medseg_brn.patches.stream import PatchStream
+from medseg_brn.networks.surgery import recalibrate
+from medseg_brn.patches.stream import PatchStream, load_batches
 from medseg_brn.reports.run_report import write_run_report
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.checkpoint import find_checkpoint, load_checkpoint
@@ -50,6 +53,7 @@ def train_run(
     run_folder: Path,
     *,
     resume: bool = False,
+    data_folder: Path | None = None,
     progress: Progress = _silent,
     after_step: Callable[[StepRecord, int], None] | None = None,
 ) -> RunSummary | None:
@@ -59,6 +63,8 @@ def train_run(
         experiment: what to train, on what.
         run_folder: made when absent.
         resume: go on with the run that is there.
+        data_folder: where the prepared cases are kept, so that several runs may share them; the run folder
+            by default.
         progress: told of stages.
         after_step: told of each optimizer step and of the number of steps.
 
@@ -68,8 +74,10 @@ def train_run(
     Raises:
         ConfigError: the folder holds another run, or holds a run and `resume` is false.
         DataError: the dataset is not what it must be.
-        TrainingError: the loss is not finite, or a checkpoint does not fit.
+        TrainingError: the loss is not finite (`DivergenceError`), or a checkpoint does not fit.
     """
+    return_freed_memory()
+    reset_peak()  # in one process there may have been a run before this one
     device = choose_device(experiment.training.device)
     dtype = choose_precision(experiment.training.precision, device)
     check_network(experiment, device)
@@ -79,7 +87,7 @@ def train_run(
             if processes.is_first:
                 open_run_folder(experiment, run_folder, resume)
             jobs = torch.get_num_threads() if processes.is_first else 1
-            return prepare_training_data(experiment, run_folder, progress, jobs)
+            return prepare_training_data(experiment, run_folder, progress, jobs, data_folder)
 
         data = processes.after_first(prepare)
         state = _run_steps(experiment, run_folder, data, device, dtype, processes, after_step)
@@ -111,7 +119,7 @@ def _run_steps(
         return state
     with Recorder(run_folder, first_step) as recorder:
         keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, processes, after_step)
-        steps(after_step=keeper.after_step)
+        steps(before_step=keeper.before_step, after_step=keeper.after_step)
     return state
 
 
@@ -119,6 +127,7 @@ def _finish(
     experiment: Experiment, run_folder: Path, data: TrainingData, state: TrainingState, progress: Progress
 ) -> RunSummary:
     """Save the model, validate it as its users will run it, and write the report."""
+    _recalibrate(experiment, data, state)
     save_trained_model(run_folder, experiment, data, state.best_network)
     dice = None
     if data.validation_cases:
@@ -136,3 +145,19 @@ def _finish(
     write_run_report(run_folder)
     progress("writing the report", 1, 1)
     return RunSummary(run_folder, len(data.validation_cases), dice)
+
+
+def _recalibrate(experiment: Experiment, data: TrainingData, state: TrainingState) -> None:
+    """Set the final network's running statistics to the population's, where the experiment asks for it.
+
+    The patches are those that a longer run would have seen next.
+    """
+    training = experiment.training
+    if training.recalibration_patches is None:
+        return
+    stream = PatchStream(data.training, experiment.patches, experiment.seed)
+    first = training.steps * training.accumulation
+    last = first + math.ceil(training.recalibration_patches / training.batch_size)
+    device = next(state.best_network.parameters()).device
+    batches = load_batches(stream, first, last, training.batch_size)
+    recalibrate(state.best_network, (batch["image"].to(device) for batch in batches))

@@ -23,3 +23,8 @@ def compute_renorm_schedule(network: NetworkConfig, steps: int) -> tuple[int, in
     """The renorm limits' schedule in optimizer steps of a run of `steps`."""
     start, d_full, r_full = (round(fraction * steps) for fraction in network.renorm_schedule)
     return start, d_full, r_full
+
+
+def statistics_are_frozen(step: int, config: TrainingConfig) -> bool:
+    """Whether the norms leave their running statistics as they are from optimizer step `step` (from 0) on."""
+    return config.freeze_statistics_at is not None and step >= config.freeze_statistics_at * config.steps

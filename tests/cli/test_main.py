@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from medseg_brn.experiment import shipped_configs
+from medseg_brn.experiment import shipped_comparisons, shipped_configs
 
 COMMANDS = ("demo", "check", "train", "infer", "evaluate", "config", "doctor")
 
@@ -54,8 +54,9 @@ def test_a_mistake_in_an_override_leaves_no_run_folder(tmp_path):
 def test_config_lists_prints_and_describes():
     listed = run("config")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        path.stem for path in shipped_configs()
+        path.stem for path in (*shipped_configs(), *shipped_comparisons())
     ]
+    assert "batch_sizes: [1, 2, 3, 4]" in run("config", "compare_smoke").stdout
     printed = run("config", "demo", "-s", "training.steps=7")
     assert "steps: 7" in printed.stdout
     assert run("config", "--schema").stdout.startswith("{")

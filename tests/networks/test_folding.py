@@ -11,6 +11,7 @@ from medseg_brn.errors import ModelError
 from medseg_brn.networks.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from medseg_brn.networks.convolution import WeightStandardizedConv3d
 from medseg_brn.networks.folding import fold
+from medseg_brn.networks.mabn import MABN, MABN1d, MABN2d, MABN3d
 from medseg_brn.networks.unet3d import UNet3d
 
 
@@ -26,7 +27,7 @@ def randomize(network: nn.Module) -> nn.Module:
 
 
 def count_norms(network: nn.Module) -> int:
-    kinds = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, nn.BatchNorm3d)
+    kinds = (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, MABN, nn.BatchNorm3d)
     return sum(isinstance(layer, kinds) for layer in network.modules())
 
 
@@ -46,6 +47,9 @@ def assert_same_output(network: nn.Module, folded: nn.Module, *shape: int) -> No
         (nn.ConvTranspose3d(4, 6, 2, stride=2, groups=2), BatchRenorm3d(6), (4, 3, 2)),
         (nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, bias=False), BatchRenorm2d(6), (4, 3)),
         (WeightStandardizedConv3d(4, 6, 3, bias=False), BatchRenorm3d(6), (8, 7, 9)),
+        (nn.Conv1d(4, 6, 3), MABN1d(6), (8,)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), MABN2d(6, affine=False), (4, 3)),
+        (WeightStandardizedConv3d(4, 6, 3, bias=False), MABN3d(6), (8, 7, 9)),
     ],
 )
 def test_each_kind_of_convolution(convolution: nn.Module, norm: nn.Module, size: tuple[int, ...]) -> None:
@@ -66,6 +70,7 @@ def test_each_kind_of_convolution(convolution: nn.Module, norm: nn.Module, size:
         (DynUNet(3, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 8, 16], norm_name="batchrenorm"), 0),
         (UNet3d(1, 2, (4, 8, 16), encoder="residual", weight_standardization=True), 0),
         (UNet3d(1, 2, (4, 8, 16), norm="batch"), 0),
+        (UNet3d(1, 2, (4, 8), norm="mabn", weight_standardization=True), 0),
     ],
 )
 def test_whole_networks_with_convolution_before_norm(network: nn.Module, left: int) -> None:

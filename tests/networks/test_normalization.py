@@ -8,6 +8,7 @@ from torch import nn
 
 from medseg_brn.errors import ConfigError
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
+from medseg_brn.networks.mabn import MABN3d
 from medseg_brn.networks.normalization import (
     NORMALIZATIONS,
     find_tile_dependence,
@@ -21,6 +22,7 @@ from medseg_brn.networks.unet3d import UNet3d
     ("name", "kind"),
     [
         ("batch_renorm", BatchRenorm3d),
+        ("mabn", MABN3d),
         ("batch", nn.BatchNorm3d),
         ("sync_batch", nn.SyncBatchNorm),
         ("group", nn.GroupNorm),
@@ -40,6 +42,7 @@ def test_each_name_makes_its_layer(name: str, kind: type[nn.Module]) -> None:
 def test_all_names_are_covered() -> None:
     assert set(NORMALIZATIONS) == {
         "batch_renorm",
+        "mabn",
         "batch",
         "sync_batch",
         "group",
@@ -67,7 +70,9 @@ def test_options_reach_the_layer() -> None:
 
 
 def test_unknown_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'batchnorm' does not exist; choose one of batch_renorm, batch,"):
+    with pytest.raises(
+        ConfigError, match="'batchnorm' does not exist; choose one of batch_renorm, mabn, batch,"
+    ):
         make_normalization("batchnorm", 4)
 
 
@@ -95,6 +100,7 @@ def test_step_zero_does_not_make_a_layer_forget() -> None:
     ("norm", "reason"),
     [
         ("batch_renorm", None),
+        ("mabn", None),
         ("batch", None),
         ("none", None),
         ("group", "GroupNorm normalizes by"),

@@ -7,6 +7,7 @@ from torch import nn
 
 from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.networks.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
+from medseg_brn.networks.mabn import MABN1d, MABN2d, MABN3d
 from medseg_brn.networks.surgery import convert_normalization, recalibrate
 
 
@@ -42,6 +43,46 @@ def test_renorm_to_batch_norm_and_back() -> None:
     back = convert_normalization(there, "batch")
     assert type(back) is nn.BatchNorm3d and back.eps == 1e-3
     torch.testing.assert_close(dict(back.state_dict()), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("between", ["batch", "batch_renorm"])
+def test_mabn_takes_the_mean_into_weight_and_bias(between: str) -> None:
+    source = convert_normalization(make_trained_batch_norm(), between)
+    moment = source.running_var + source.running_mean.square()
+    x = torch.randn(1, 4, 3, 3, 3) * 2 + 5
+    expected = source.eval()(x)
+    layer = convert_normalization(source, "mabn")
+    assert type(layer) is MABN3d and layer.running_mean.tolist() == [0] * 4
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(layer.running_var, moment)
+    # It goes on from the statistics, and its averages from the next batch on.
+    assert layer.num_batches_tracked == 1 and not layer.recent_squares.any()
+    layer.train()(torch.randn(2, 4, 3, 3, 3) + 1000)
+    assert (layer.running_var < 0.1 * 1000**2).all()
+
+
+def test_mabn_to_renorm_keeps_the_function() -> None:
+    source = convert_normalization(make_trained_batch_norm(), "mabn").eval()
+    x = torch.randn(1, 4, 3, 3, 3)
+    expected = source(x)
+    layer = convert_normalization(source, "batch_renorm")
+    assert type(layer) is BatchRenorm3d and torch.equal(layer(x), expected)
+
+
+def test_mabn_without_weight_and_bias_takes_the_moment_only() -> None:
+    source = nn.BatchNorm1d(2, affine=False)
+    source.running_mean.fill_(3.0), source.running_var.fill_(4.0)
+    assert convert_normalization(source, "mabn").running_var.tolist() == [13.0, 13.0]
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [(nn.BatchNorm1d(4), MABN1d), (nn.InstanceNorm2d(4), MABN2d), (nn.GroupNorm(2, 4), MABN3d)],
+)
+def test_fresh_layers_become_fresh_mabn(source: nn.Module, kind: type[nn.Module]) -> None:
+    layer = convert_normalization(source, "mabn")
+    assert type(layer) is kind and layer.num_batches_tracked == 0 and layer.running_var.tolist() == [1.0] * 4
+    assert type(convert_normalization(layer, "mabn", window=3)) is kind
 
 
 def test_statistics_without_a_count_are_not_thrown_away() -> None:
@@ -97,6 +138,19 @@ def test_recalibrated_statistics_are_those_of_all_values_together(kind: type[nn.
     np.testing.assert_allclose(layer.running_var, pooled.var((0, 2, 3, 4)), rtol=1e-5)
     assert layer.num_batches_tracked >= 1
     assert network.training and layer.training and not layer._forward_hooks
+
+
+def test_recalibrated_mabn_has_the_second_moment_and_normalizes_by_it() -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(MABN3d(2), nn.ReLU(), MABN3d(2)).double()
+    network[0].running_var.fill_(50.0)  # stale statistics must not reach the second layer
+    batches = [torch.randn(size, 2, 3, 4, 5, dtype=torch.float64) * size + 1 for size in (1, 2, 3)]
+    recalibrate(network, batches)
+    inputs = [batch.numpy() for batch in batches]
+    features = [np.maximum(x / np.sqrt((x**2).mean((0, 2, 3, 4), keepdims=True) + 1e-5), 0) for x in inputs]
+    for layer, values in ((network[0], inputs), (network[2], features)):
+        np.testing.assert_allclose(layer.running_var, (np.concatenate(values) ** 2).mean((0, 2, 3, 4)))
+        assert layer.running_mean.tolist() == [0, 0] and layer.num_batches_tracked == 1
 
 
 def test_recalibration_feeds_later_layers_batch_normalized_features() -> None:

@@ -1,0 +1,1 @@
+"""The report of a comparison of normalizations, from the files in its folder."""
