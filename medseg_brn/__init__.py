@@ -22,6 +22,7 @@ _ORIGINS = {
     "fold": "networks.surgery",
     "recalibrate": "networks.surgery",
     "load_model": "models.package",
+    "probe": "probes.examination",
     "save_ensemble": "models.ensemble",
     "load_experiment": "experiment",
     "train_run": "training.run",

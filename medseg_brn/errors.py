@@ -25,4 +25,8 @@ class TrainingError(MedsegError):
 
 
 class DivergenceError(TrainingError):
-    """The loss or the gradient is no longer finite."""
+    """The loss, the gradient or the finished network's numbers are no longer finite."""
+
+
+class ScoresError(ModelError):
+    """A network's scores are NaN, so no class wins."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medseg_brn.cases.spatial import SpatialRecord
-from medseg_brn.errors import ModelError
+from medseg_brn.errors import ModelError, ScoresError
 from medseg_brn.volumes.geometry import restore_orientation
 from medseg_brn.volumes.scratch import Scratch
 
@@ -200,7 +200,7 @@ class _PlaneReader:
                 "with the record of their own scan"
             )
         if np.isnan(slab.min()):
-            raise ModelError(
+            raise ScoresError(
                 "The network's scores contain NaN, so no class wins; check its weights and input"
             )
 

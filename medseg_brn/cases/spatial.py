@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from medseg_brn.errors import ModelError
+from medseg_brn.errors import ModelError, ScoresError
 from medseg_brn.volumes.geometry import (
     Order,
     canonicalize,
@@ -196,7 +196,7 @@ def _running_argmax(scores: Iterable[np.ndarray], shape: Sequence[int]) -> np.nd
     if index < 0:
         raise ModelError("There are no class scores to make a label map of; the network must have classes.")
     if np.isnan(best.min()):
-        raise ModelError("The network's scores contain NaN, so no class wins; check its weights and input.")
+        raise ScoresError("The network's scores contain NaN, so no class wins; check its weights and input.")
     return winners
 
 

@@ -15,6 +15,7 @@ from medseg_brn.comparison.statistics import (
     estimate_mean,
     estimate_scalar,
 )
+from medseg_brn.probes.curves import batch_size_slope
 
 QUESTIONS = ("dice", "disparity", "tile_mismatch", "spread", "batch_size_slope")
 
@@ -71,14 +72,15 @@ def judge(runs: Sequence[RunResult], reference: str = "batch_renorm") -> list[Ve
     The claims follow from the grid alone, not from its results.
     For every input and batch size, the reference against every other norm: Dice (paired over seeds and
     cases), train/eval disparity and tile mismatch (paired over seeds), and the spread of Dice over seeds
-    (Brown–Forsythe, which takes the norms' runs for independent). For every norm and input: whether Dice is
-    steady in batch size, by its slope over log2 B in every seed and case.
+    (Brown–Forsythe, which takes the norms' runs for independent). For every norm and input: whether Dice
+    changes with the batch size, by its slope over log2 B in every seed and case.
 
     Holm's adjustment runs over one family per question: a reader asks each question by itself, and for each
     the chance of any false finding over all norms, batch sizes and inputs stays below .05. One family for all
     would make the answer about Dice depend on how many probes were run beside it.
 
     Failed runs are left out, and claims without data; a diverged run has Dice 0 in every case and no probes.
+    With one seed no claim has a p, and nothing is distinguishable.
 
     Args:
         runs: one per input, batch size, norm and seed.
@@ -173,21 +175,19 @@ def _judge_slopes(cells: Mapping[Cell, list[RunResult]], cases: Sequence[str]) -
     for (input_name, norm), runs in rows.items():
         estimate = estimate_mean(_compute_slopes(runs, cases))
         if not math.isnan(estimate.effect):
-            claim = f"{norm} has the same Dice at every batch size ({input_name})"
+            claim = f"Dice of {norm} changes with the batch size ({input_name})"
             drafts.append(_draft(claim, "batch_size_slope", (norm, None, None, input_name), estimate))
     return drafts
 
 
 def _compute_slopes(runs: list[RunResult], cases: Sequence[str]) -> np.ndarray:
-    """Least-squares slope of Dice over log2 B in each seed and case: (seeds with two batch sizes, cases)."""
+    """Slope of Dice over log2 B in each seed and case, (seeds, cases); NaN for seeds of one batch size."""
     slopes = []
     for seed in sorted({run.seed for run in runs}):
         members = [run for run in runs if run.seed == seed]
-        doublings = np.log2([run.batch_size for run in members])
-        doublings = doublings - doublings.mean()
-        if doublings.any():
-            slopes.append(doublings @ collect_case_dice(members, cases) / np.sum(doublings**2))
-    return np.array(slopes, dtype=np.float64).reshape(len(slopes), len(cases))
+        sizes = [run.batch_size for run in members]
+        slopes.append(batch_size_slope(sizes, collect_case_dice(members, cases)))
+    return np.array(slopes)
 
 
 def _draft(
@@ -198,16 +198,20 @@ def _draft(
     caveat: str = "",
 ) -> Verdict:
     interval = None if math.isnan(estimate.low) else (estimate.low, estimate.high)
+    p = estimate.p
     if not estimate.covers_seeds:
-        one_seed = "one seed: this covers other cases only" if interval else "one seed: it cannot be tested"
+        one_seed = (
+            "one seed: the interval is for other cases only" if interval else "one seed: it cannot be tested"
+        )
         caveat = "; ".join(filter(None, (caveat, one_seed)))
+        p = math.nan  # a claim is about norms, and one run of each may differ by its seed alone
     return Verdict(
         claim,
         question,
         *subject,
         estimate.effect,
         interval,
-        estimate.p,
+        p,
         p_adjusted=math.nan,
         conclusion=caveat,
     )

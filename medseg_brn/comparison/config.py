@@ -14,7 +14,6 @@ Input = Literal["zscored", "raw"]
 INTENSITIES: dict[str, str] = {"zscored": "zscore", "raw": "none"}
 """The preprocessing that each input stands for."""
 
-_PLAIN: dict[str, Any] = {"weight_standardization": False}
 _RENORM: dict[str, Any] = {"norm": "batch_renorm", "momentum": 0.01, "r_max": 3.0, "d_max": 5.0}
 
 
@@ -24,8 +23,20 @@ def _check_name(name: str) -> str:
     return name
 
 
+SET_BY_COMPARISON: dict[str, tuple[str, ...]] = {
+    "preprocessing": ("intensity",),
+    "network": ("norm", "momentum", "r_max", "d_max", "weight_standardization"),
+    "training": ("steps", "accumulation", "probe_every"),
+}
+"""Options of the shared experiment that norms, inputs and budget set."""
+_SET_FOR_ALL = ("steps", "batch_size", "accumulation", "probe_every")
+
+
 class NormConfig(Section):
-    """One norm of a comparison: the experiment's options that make it."""
+    """One norm of a comparison: the experiment's options that make it.
+
+    Options that it does not name are those of the experiment; weights are not standardized unless it says so.
+    """
 
     name: Annotated[str, AfterValidator(_check_name)]
     description: str = ""
@@ -35,21 +46,40 @@ class NormConfig(Section):
     training: dict[str, Any] = Field(default_factory=dict)
     """Options of the experiment's `training` section."""
 
+    @model_validator(mode="after")
+    def _is_fair(self) -> Self:
+        unfair = [key for key in _SET_FOR_ALL if key in self.training]
+        if unfair:
+            raise ValueError(
+                f"norm {self.name!r} sets training.{unfair[0]}, which the comparison sets for all norms alike"
+            )
+        return self
+
+    def describe(self) -> str:
+        """What it is, in one line: its description, and the options that it sets where there is none."""
+        options = self.network | {f"training.{key}": value for key, value in self.training.items()}
+        return self.description or ", ".join(f"{key} {value}" for key, value in options.items())
+
 
 def _norm(
     name: str, description: str, *, training: dict[str, Any] | None = None, **network: Any
 ) -> NormConfig:
-    return NormConfig(name=name, description=description, network=_PLAIN | network, training=training or {})
+    return NormConfig(name=name, description=description, network=network, training=training or {})
 
 
 NORMS = {
     norm.name: norm
     for norm in (
         _norm("batch", "BatchNorm, momentum 0.1", norm="batch", momentum=0.1),
-        _norm("batch_slow", "BatchNorm, momentum 0.01", norm="batch", momentum=0.01),
+        _norm(
+            "batch_slow",
+            "BatchNorm, momentum 0.01 (torch's, which begins with mean 0 and variance 1)",
+            norm="batch",
+            momentum=0.01,
+        ),
         _norm(
             "batch_population",
-            "BatchNorm, momentum 0.1, statistics recalibrated on 200 training patches (PreciseBN)",
+            "BatchNorm, momentum 0.1, statistics recalibrated on 200 more patches (PreciseBN)",
             norm="batch",
             momentum=0.1,
             training={"recalibration_patches": 200},
@@ -167,6 +197,31 @@ class ComparisonConfig(Section):
             raise ValueError(f"reference {self.reference!r} is none of the norms {', '.join(names)}")
         if not self.inputs:
             raise ValueError("inputs is empty; name zscored or raw")
+        for sizes in (self.batch_sizes, *self.inputs.values()):
+            if sizes is not None and (not sizes or len(set(sizes)) < len(sizes)):
+                raise ValueError(f"batch sizes {list(sizes)} are to be at least one, each named once")
+        return self
+
+    @model_validator(mode="after")
+    def _patches_fill_batches(self) -> Self:
+        largest = max(size for sizes in (self.batch_sizes, *self.inputs.values()) for size in sizes or ())
+        if self.probes.patches < 4 * largest:
+            raise ValueError(
+                f"probes.patches {self.probes.patches} do not fill four batches of {largest}; give at least "
+                f"{4 * largest}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_set_twice(self) -> Self:
+        for section, keys in SET_BY_COMPARISON.items():
+            values = self.experiment.get(section) or {}
+            twice = [key for key in keys if key in values]
+            if twice:
+                raise ValueError(
+                    f"experiment.{section}.{twice[0]} is set by the comparison (by norms, inputs, budget,"
+                    " probes); leave it out"
+                )
         return self
 
     @property

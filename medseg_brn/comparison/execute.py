@@ -6,8 +6,8 @@ DIR/comparison.yaml             what was asked for
     runs.csv  probes.csv  summary.json  report.html
 """
 
-import multiprocessing
-import re
+import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from medseg_brn.comparison.grid import PlannedRun, plan_runs
 from medseg_brn.comparison.results import RunResult
 from medseg_brn.comparison.run import do_run, make_result, read_result
 from medseg_brn.comparison.tables import write_tables
+from medseg_brn.config import Experiment
 from medseg_brn.errors import ConfigError
 from medseg_brn.experiment import dump_experiment, load_experiment
 from medseg_brn.inference.machine import core_count
@@ -27,8 +28,14 @@ from medseg_brn.inference.side_by_side import Backend, do_side_by_side
 from medseg_brn.reports.comparison.report import write_comparison_report
 from medseg_brn.training.data import Progress, prepare_training_data
 from medseg_brn.training.folder import list_differences
+from medseg_brn.training.state import check_network
 from medseg_brn.volumes.atomic import write_text_atomic
 
+REPORT_SECONDS = 300
+"""While runs go on, tables and report are written anew after this time, with the runs that are done."""
+
+# What may differ between the runs of one grid that was done in several calls: it changes no result.
+_MAY_DIFFER = ("name", "patches.workers", "training.checkpoint_every", "training.probe_every")
 KILLED = (
     "the process was killed, probably for want of memory; call the command again with fewer --jobs, and it "
     "goes on with the runs that are not done"
@@ -54,7 +61,7 @@ def run_comparison(
         jobs: runs at once; None is one per GPU, or else one per core. Each has its share of the cores.
         backend: processes of this machine, or those of a Ray cluster.
         progress: told of stages.
-        on_result: called with (result, runs done, runs in all).
+        on_result: called with (result, runs done, runs in all) after each run of this call.
 
     Returns:
         The results in the order of the grid.
@@ -64,58 +71,100 @@ def run_comparison(
         DataError: the dataset is not what it must be.
     """
     planned = plan_runs(comparison)
-    _check_folder(planned, folder)
+    device = choose_device(planned[0].experiment.training.device)
+    for run in planned:
+        check_network(run.experiment, device)
+    _check_runs(planned, folder)
     write_text_atomic(folder / "comparison.yaml", dump_experiment(comparison))
     _prepare_data(planned, folder, progress)
-    device = choose_device(planned[0].experiment.training.device)
-    jobs = jobs or (torch.cuda.device_count() if device.type == "cuda" else core_count())
-    threads = max(1, core_count() // jobs)
 
-    results = {run.name: done for run in planned if (done := read_result(folder / "runs" / run.name))}
-    for number, result in enumerate(results.values(), 1):
-        on_result(result, number, len(planned))
+    probes = comparison.probes
+    results = {run.name: done for run in planned if (done := read_result(folder / "runs" / run.name, probes))}
+    waiting = [run for run in planned if run.name not in results]
+    jobs = min(jobs or _count_places(device, backend), max(1, len(waiting)))
+    threads = max(1, core_count() // jobs)
     ended = do_side_by_side(
-        partial(_do_run, folder=folder.absolute(), probes=comparison.probes, threads=threads),
-        [run for run in planned if run.name not in results],
+        partial(_do_run, folder=folder.absolute(), probes=probes, threads=threads),
+        waiting,
         processes=jobs,
         backend=backend,
-        on_killed=lambda run: make_result(run, "failed", error=KILLED),
+        on_killed=_killed,
         threads=threads,
         gpus=int(device.type == "cuda"),
     )
+    progress("runs", len(results), len(planned))
+    told = time.monotonic()
     for result in ended:
         results[result.name] = result
         on_result(result, len(results), len(planned))
-    ordered = [results[run.name] for run in planned]
+        if time.monotonic() - told > REPORT_SECONDS:
+            _tell(comparison, planned, results, folder)
+            told = time.monotonic()
     progress("writing the report", 0, 1)
-    write_tables(comparison, ordered, folder, jobs=jobs, threads=threads)
-    write_comparison_report(folder)
+    _tell(comparison, planned, results, folder)
     progress("writing the report", 1, 1)
-    return ordered
+    return [results[run.name] for run in planned]
 
 
-def _check_folder(planned: Sequence[PlannedRun], folder: Path) -> None:
+def _tell(
+    comparison: ComparisonConfig,
+    planned: Sequence[PlannedRun],
+    results: dict[str, RunResult],
+    folder: Path,
+) -> None:
+    """Write tables and report of the runs that are done."""
+    write_tables(comparison, [results[run.name] for run in planned if run.name in results], folder)
+    write_comparison_report(folder)
+
+
+def _count_places(device: torch.device, backend: Backend) -> int:
+    """How many runs at once: one per GPU or core of this machine; a cluster has its own queue."""
+    if backend == "ray":
+        return sys.maxsize
+    return torch.cuda.device_count() if device.type == "cuda" else core_count()
+
+
+def _killed(run: PlannedRun) -> RunResult:
+    return make_result(run, "failed", error=KILLED)
+
+
+def _check_runs(planned: Sequence[PlannedRun], folder: Path) -> None:
     """Refuse a folder whose runs were made with other options: their results would be of another grid."""
     for run in planned:
         path = folder / "runs" / run.name / "config.yaml"
-        if not path.is_file():
-            continue
-        changed = list_differences(load_experiment(path), run.experiment)
-        if changed:
-            listing = ", ".join(f"{key} ({change})" for key, change in changed.items())
-            raise ConfigError(
-                f"{path.parent} was run with other options: {listing}. Use another folder, or remove that one"
-            )
+        if path.is_file():
+            _refuse_differences(path, load_experiment(path), run.experiment)
+
+
+def _refuse_differences(path: Path, old: Experiment, new: Experiment) -> None:
+    changed = [
+        f"{key} ({change})" for key, change in list_differences(old, new).items() if key not in _MAY_DIFFER
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path.parent} was made with other options: {', '.join(changed)}. Use another folder, or remove "
+            "that one"
+        )
 
 
 def _prepare_data(planned: Sequence[PlannedRun], folder: Path, progress: Progress) -> None:
-    """Prepare the cases of each input once, before processes would do it several times over."""
+    """Prepare the cases of each input once, before processes would do it several times over.
+
+    Raises:
+        ConfigError: they have been prepared with other options.
+    """
     for source in dict.fromkeys(run.input for run in planned):
-        first = next(run for run in planned if run.input == source)
-        place = folder / "data" / source
+        experiment = next(run.experiment for run in planned if run.input == source)
+        prepared_with = Experiment(
+            seed=experiment.split_seed, dataset=experiment.dataset, preprocessing=experiment.preprocessing
+        )
+        path = folder / "data" / source / "config.yaml"
+        if path.is_file():
+            _refuse_differences(path, load_experiment(path), prepared_with)
+        write_text_atomic(path, dump_experiment(prepared_with))
         prepare_training_data(
-            first.experiment,
-            place,
+            experiment,
+            path.parent,
             lambda stage, done, total, source=source: progress(f"{source}: {stage}", done, total),  # type: ignore[misc]
             core_count(),
         )
@@ -123,8 +172,4 @@ def _prepare_data(planned: Sequence[PlannedRun], folder: Path, progress: Progres
 
 def _do_run(run: PlannedRun, folder: Path, probes: ProbesConfig, threads: int) -> RunResult:
     torch.set_num_threads(threads)
-    if torch.cuda.device_count() > 1:
-        # loky's processes are numbered from 1; those of a Ray cluster see their own GPU only
-        number = re.search(r"(\d+)$", multiprocessing.current_process().name)
-        torch.cuda.set_device((int(number[1]) - 1 if number else 0) % torch.cuda.device_count())
     return do_run(run, folder, probes)

@@ -7,7 +7,6 @@ from typing import Any
 
 from medseg_brn.comparison.config import INTENSITIES, ComparisonConfig, Input, NormConfig
 from medseg_brn.config import Experiment
-from medseg_brn.errors import ConfigError
 from medseg_brn.experiment import parse_experiment
 from medseg_brn.inference.precision import choose_device, has_native_bf16
 
@@ -59,7 +58,7 @@ def compute_learning_rate_at(comparison: ComparisonConfig, base: Experiment, bat
 
 def _list_cells(comparison: ComparisonConfig) -> Iterator[tuple[Input, int, NormConfig]]:
     for source, batch_sizes in comparison.inputs.items():
-        for batch_size in batch_sizes or comparison.batch_sizes:
+        for batch_size in comparison.batch_sizes if batch_sizes is None else batch_sizes:
             for norm in comparison.arms.values():
                 yield source, batch_size, norm
 
@@ -76,8 +75,9 @@ def _make_experiment(
     steps = comparison.budget.count_steps(batch_size)
     sections: dict[str, dict[str, Any]] = {
         "dataset": {"split_seed": base.split_seed},
+        "patches": {"workers": 0} | (options.get("patches") or {}),  # the runs themselves are side by side
         "preprocessing": {"intensity": INTENSITIES[source]},
-        "network": norm.network,
+        "network": {"weight_standardization": False} | norm.network,
         "training": {
             "steps": steps,
             "batch_size": batch_size,
@@ -95,9 +95,4 @@ def _make_experiment(
         training["precision"] = "bf16" if native else "fp32"
     options["name"] = f"{norm.name}, batch size {batch_size}, {source}, seed {base.seed + seed}"
     options["seed"] = base.seed + seed
-    if training.get("accumulation", 1) != 1:
-        raise ConfigError(
-            f"training.accumulation is {training['accumulation']} in the experiment of"
-            f" {comparison.name!r}; a comparison of batch sizes takes 1"
-        )
     return parse_experiment(options, f"norm {norm.name!r} of {comparison.name!r}")

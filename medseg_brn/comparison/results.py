@@ -28,8 +28,11 @@ class RunResult:
     status: Status
     """`diverged`: training reached a loss that is not finite. `failed`: the run broke and says nothing."""
     error: str | None = None
+    """Why it did not finish; of a finished run, why it could not be probed."""
     dice: float | None = None
-    """Mean foreground Dice, 0 to 1; 0 where diverged, None where failed."""
+    """Mean over the cases of `case_dice`, 0 to 1; 0 where diverged, None where failed.
+
+    So each case weighs the same, as it does in intervals, however many of its classes are defined."""
     case_dice: dict[str, float | None] = field(default_factory=dict)
     """Case → mean Dice over its classes, None where no class has one; empty where the run did not finish."""
     class_dice: dict[str, float | None] = field(default_factory=dict)

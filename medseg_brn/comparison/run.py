@@ -9,6 +9,7 @@ runs/NAME/  what `train` writes, and
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from medseg_brn.comparison.config import ProbesConfig
 from medseg_brn.comparison.grid import PlannedRun
 from medseg_brn.comparison.results import RunResult, Status
 from medseg_brn.config import Experiment, NetworkConfig, Size3
-from medseg_brn.errors import DivergenceError, MedsegError
+from medseg_brn.errors import DataError, DivergenceError, MedsegError, ScoresError
 from medseg_brn.inference.precision import choose_device
 from medseg_brn.models.architecture import norm_options
 from medseg_brn.models.package import load_network
-from medseg_brn.networks.normalization import make_normalization
+from medseg_brn.networks.normalization import freeze_statistics, make_normalization
 from medseg_brn.patches.stream import PatchStream, load_batches
 from medseg_brn.probes.curves import spike_fraction
 from medseg_brn.probes.examination import Examination, probe
@@ -41,41 +42,45 @@ from medseg_brn.training.run import train_run
 from medseg_brn.volumes.atomic import atomic_path, write_text_atomic
 
 RESULT_NAME = "result.json"
+SAMPLED = ("statistics_drift", "scale_departure", "shift_departure")
 EXAMINED_FROM = 1_000_000
 """Number of the first patch of the stream that networks are examined on: none that a run has seen."""
 
 
-def read_result(run_folder: Path) -> RunResult | None:
-    """The result of a run that is done, or None.
+def read_result(run_folder: Path, probes: ProbesConfig) -> RunResult | None:
+    """The result of a run that is done and was probed in this way, or None.
 
-    Raises:
-        DataError: the file is damaged.
+    A file that cannot be read is one that a crash of the machine left unfinished: the run is not done.
     """
     path = run_folder / RESULT_NAME
-    if not path.is_file():
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        same = kept["probes"] == json.loads(probes.model_dump_json())
+        return RunResult.from_dict(kept["result"], str(path)) if same else None
+    except (OSError, ValueError, KeyError, TypeError, DataError):
         return None
-    return RunResult.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
 def do_run(planned: PlannedRun, folder: Path, probes: ProbesConfig) -> RunResult:
     """Train, examine and evaluate a run below `folder`; go on with one that was begun, skip one that is done.
 
-    A loss that is not finite is a result (`diverged`). Any other error is told as one (`failed`) and not
-    kept: called again, the run is tried again.
+    Numbers that are not finite, in training or in the finished network's scores, are a result (`diverged`).
+    Any other error is told as one (`failed`) and not kept: called again, the run is tried again.
     """
     run_folder = folder / "runs" / planned.name
-    done = read_result(run_folder)
+    done = read_result(run_folder, probes)
     if done is not None:
         return done
     try:
         result = _train_and_examine(planned, run_folder, folder / "data" / planned.input, probes)
-    except DivergenceError as error:
+    except (DivergenceError, ScoresError) as error:
         result = make_result(planned, "diverged", error=str(error), dice=0.0)
     except MedsegError as error:
         return make_result(planned, "failed", error=str(error))
     except Exception as error:  # whatever one run does wrong, the others are still done
         return make_result(planned, "failed", error=f"{type(error).__name__}: {error}")
-    write_text_atomic(run_folder / RESULT_NAME, json.dumps(result.as_dict(), indent=1) + "\n")
+    kept = {"result": result.as_dict(), "probes": json.loads(probes.model_dump_json())}
+    write_text_atomic(run_folder / RESULT_NAME, json.dumps(kept, indent=1) + "\n")
     return result
 
 
@@ -90,64 +95,90 @@ def _train_and_examine(
     planned: PlannedRun, run_folder: Path, data_folder: Path, probes: ProbesConfig
 ) -> RunResult:
     experiment = planned.experiment
-    resume = (run_folder / "config.yaml").is_file()
-    train_run(experiment, run_folder, resume=resume, data_folder=data_folder)
-    data = prepare_training_data(experiment, run_folder, lambda *_: None, data_folder=data_folder)
+    if not (run_folder / "report.html").is_file():  # the last that training writes
+        resume = (run_folder / "config.yaml").is_file()
+        train_run(experiment, run_folder, resume=resume, data_folder=data_folder)
     validation = json.loads((run_folder / "validation.json").read_text(encoding="utf-8"))
-    examination = examine_run(run_folder, experiment, data, probes)
-    measurements = {
-        **examination.network,
-        "tile_mismatch": compare_tiles(run_folder, experiment, data, probes),
-        "leakage": _leakage(experiment.network),
-        **describe_steps(run_folder),
-    }
+    dice = {case["case"]: mean_dice(case) for case in validation["cases"]}
+    defined = [value for value in dice.values() if value is not None]
+    measurements, error = describe_steps(run_folder, experiment), None
+    try:
+        measurements |= _probe_run(run_folder, data_folder, experiment, probes)
+    except Exception as problem:  # a probe that cannot be taken is no reason to lose a trained network
+        error = f"not probed: {type(problem).__name__}: {problem}"
     return make_result(
         planned,
         "finished",
-        dice=validation["summary"]["dice_mean"],
-        case_dice={case["case"]: mean_dice(case) for case in validation["cases"]},
+        error=error,
+        dice=math.fsum(defined) / len(defined) if defined else None,
+        case_dice=dice,
         class_dice={name: found["dice_mean"] for name, found in validation["summary"]["classes"].items()},
         measurements=measurements,
     )
+
+
+def _probe_run(
+    run_folder: Path, data_folder: Path, experiment: Experiment, probes: ProbesConfig
+) -> dict[str, float | None]:
+    """What the probes find in the finished network; layer by layer it is kept in `examination.json`."""
+    data = prepare_training_data(experiment, run_folder, lambda *_: None, data_folder=data_folder)
+    examination = examine_run(run_folder, experiment, data, probes)
+    text = json.dumps(asdict(examination), indent=1) + "\n"
+    write_text_atomic(run_folder / "examination.json", text)
+    return {
+        **examination.network,
+        "tile_mismatch": compare_tiles(run_folder, experiment, data, probes),
+        "leakage": _leakage(experiment.network),
+    }
 
 
 def examine_run(
     run_folder: Path, experiment: Experiment, data: TrainingData, probes: ProbesConfig
 ) -> Examination:
     """What the probes find in the run's finished network, on training patches that it has not seen."""
+    training = experiment.training
     network, _ = load_network(run_folder)
-    network.to(choose_device(experiment.training.device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network.to(choose_device(training.device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if training.freeze_statistics_at is not None:
+        freeze_statistics(network)
     stream = PatchStream(data.training, experiment.patches, experiment.seed)
-    patches = load_batches(stream, EXAMINED_FROM, EXAMINED_FROM + probes.patches, 1)
-    examination = probe(
+    return probe(
         network,
-        patches,
-        batch_size=experiment.training.batch_size,
+        load_batches(stream, EXAMINED_FROM, EXAMINED_FROM + probes.patches, 1),
+        batch_size=training.batch_size,
         loss=make_loss(deep_supervision=False),
         patches=probes.patches,
         seed=experiment.seed,
     )
-    text = json.dumps(asdict(examination), indent=1) + "\n"
-    write_text_atomic(run_folder / "examination.json", text)
-    return examination
 
 
 def compare_tiles(
     run_folder: Path, experiment: Experiment, data: TrainingData, probes: ProbesConfig
 ) -> float | None:
-    """Mean tile mismatch over held-out volumes; a slice of the first one is kept in `seams.npz`."""
+    """Mean tile mismatch over held-out volumes; a slice of the first one is kept in `seams.npz`.
+
+    Of a large volume the middle is taken, two tiles along each axis: each tile takes a pass over all of it.
+    """
     network, _ = load_network(run_folder)
     device = choose_device(experiment.training.device)
     network.to(device)
+    tile_size = probes.tile_size or experiment.patches.size
     found = []
     for case in data.validation[: probes.volumes]:
-        image = torch.from_numpy(np.array(case.image()))[None].to(device)
-        tile_size = probes.tile_size or experiment.patches.size
-        mismatch = tile_mismatch(network, image, tile_size, multiple=network.strides_total)
+        image = cut_middle(np.asarray(case.image()), [2 * size for size in tile_size])
+        volume = torch.from_numpy(np.array(image))[None].to(device)
+        mismatch = tile_mismatch(network, volume, tile_size, multiple=network.strides_total)
         found.append(mismatch.mean)
         if len(found) == 1:
-            _keep_seams(run_folder / "seams.npz", image[0, 0], mismatch, tile_size)
+            _keep_seams(run_folder / "seams.npz", volume[0, 0], mismatch, tile_size)
     return math.fsum(found) / len(found) if found else None
+
+
+def cut_middle(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The middle of (C, X, Y, Z), of at most `size` (X, Y, Z) voxels."""
+    starts = [max(0, (length - wanted) // 2) for length, wanted in zip(image.shape[1:], size, strict=True)]
+    box = [slice(start, start + wanted) for start, wanted in zip(starts, size, strict=True)]
+    return image[:, *box]
 
 
 def _keep_seams(path: Path, image: Tensor, mismatch: TileMismatch, tile_size: Size3) -> None:
@@ -164,23 +195,27 @@ def _keep_seams(path: Path, image: Tensor, mismatch: TileMismatch, tile_size: Si
         np.savez_compressed(file, **arrays, **cuts)  # type: ignore[arg-type]  # the stubs want its options' types
 
 
-def describe_steps(run_folder: Path) -> dict[str, float | None]:
-    """What the run's steps cost, how its loss went, and what the samples taken meanwhile tell on average.
+def describe_steps(run_folder: Path, experiment: Experiment) -> dict[str, float | None]:
+    """What the run's steps were and cost, how its loss went, and where the running statistics ended.
 
     Time is the lower quartile of the steps' without their waits for patches: whatever else the machine does
-    only adds to it. The first tenth of the samples is left out.
+    only adds to it. Drift and departures are means over the last quarter of the samples taken.
     """
     metrics = tabulate_metrics(run_folder / "metrics.csv")
     model = json.loads((run_folder / "model" / "model.json").read_text(encoding="utf-8"))
+    training = experiment.training
     described: dict[str, float | None] = {
+        "steps": training.steps,
+        "learning_rate": training.learning_rate,
+        "threads": model["training"]["threads"],
         "seconds_per_step": float(np.quantile(metrics["seconds"] * (1 - metrics["loader_share"]), 0.25)),
         "peak_memory_mb": model["training"]["peak_memory_mb"],
         "spike_fraction": spike_fraction(metrics["loss"]),
     }
-    samples = [s for s in read_samples(run_folder / "probes.csv") if s.layer == EVERY_LAYER]
-    for metric in dict.fromkeys(sample.metric for sample in samples):
+    samples = [sample for sample in read_samples(run_folder / "probes.csv") if sample.layer == EVERY_LAYER]
+    for metric in SAMPLED:
         values = [sample.value for sample in samples if sample.metric == metric]
-        described[metric] = float(np.mean(values[len(values) // 10 :]))
+        described[metric] = float(np.mean(values[-math.ceil(len(values) / 4) :])) if values else None
     return described
 
 

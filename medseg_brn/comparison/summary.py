@@ -1,14 +1,14 @@
-"""One line per norm, batch size and input: what its runs have in common, and how far they differ."""
+"""What the runs of a norm have in common and how far they differ: at each batch size, and across them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from medseg_brn.comparison.results import RunResult, collect_case_dice, group_cells, list_cases
 from medseg_brn.comparison.statistics import estimate_mean
-from medseg_brn.probes.curves import find_collapses
+from medseg_brn.probes.curves import batch_size_ratio, batch_size_slope, find_collapses
 
 _MEASUREMENTS = {
     "train_eval_disparity": "train_eval_disparity",
@@ -26,9 +26,13 @@ _MEASUREMENTS = {
     "batchmate_dependence": "batchmate_dependence",
     "backward_cross_talk": "backward_cross_talk",
     "statistics_drift": "statistics_drift",
+    "scale_departure": "scale_departure",
+    "shift_departure": "shift_departure",
     "worker_divergence": "worker_divergence",
     "leakage": "leakage",
     "intraclass_correlation": "intraclass_correlation",
+    "effective_sample_size": "effective_sample_size",
+    "variance_noise_first_order": "variance_noise_first_order",
     "seconds_per_step": "seconds_per_step",
     "peak_memory_mb": "peak_memory_mb",
 }
@@ -37,12 +41,19 @@ _MEASUREMENTS = {
 _NOISES = ("variance_noise", "mean_noise")
 """Measured as `<name>_measured` and predicted as `<name>_theory`."""
 
+_REDUCED: dict[str, Callable[[np.ndarray], Any]] = {
+    "gradient_noise_scale": np.median,  # a ratio; where its denominator is near 0 a run would be all of the mean
+    "seconds_per_step": np.min,  # whatever else the machine did only added to it
+}
+"""Measurements of a cell's runs that are not told by their mean."""
+
 
 def summarize_cells(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     """Return a JSON-able summary of every norm, batch size and input, in the order of `runs`.
 
     Failed runs are counted and otherwise left out. A diverged run counts as Dice 0, and has no part in the
-    means of measurements, which are over finished runs and null where none has one.
+    measurements, which are means over finished runs (the gradient noise scale: the median; the time per step:
+    the fastest run's) and null where none has one.
 
     Keys: `norm`, `batch_size`, `input`; `runs` (finished or diverged), `failed`, `collapsed` (diverged, or
     Dice below half the median of the input's runs that did not diverge); `dice_mean`, `dice_sd` over seeds
@@ -62,6 +73,53 @@ def summarize_cells(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
         | _summarize_measurements([run for run in members if run.status == "finished"])
         for (input_name, batch_size, norm), members in group_cells(runs).items()
     ]
+
+
+def summarize_norms(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """Return how far the Dice of every norm and input depends on the batch size, JSON-able.
+
+    Failed runs are left out; a diverged run counts as Dice 0.
+
+    Keys: `norm`, `input`; `batch_size_slope`, Dice per doubling of the batch size, the mean over seeds of
+    each seed's slope (null where no seed has two batch sizes); `batch_size_ratio`, mean Dice at the smallest
+    batch size of the input over that at the largest (null where the norm has no Dice at either, where the
+    latter is 0, or with one batch size).
+
+    Raises:
+        DataError: two runs are of the same input, batch size, norm and seed.
+    """
+    rows: dict[tuple[str, str], list[RunResult]] = {}
+    sizes: dict[str, set[int]] = {}
+    for (input_name, batch_size, norm), members in group_cells(runs).items():
+        sizes.setdefault(input_name, set()).add(batch_size)
+        known = [run for run in members if not math.isnan(run.run_dice)]
+        rows.setdefault((input_name, norm), []).extend(known)
+    return [
+        {
+            "norm": norm,
+            "input": input_name,
+            "batch_size_slope": _compute_slope(members),
+            "batch_size_ratio": _compute_ratio(members, {min(sizes[input_name]), max(sizes[input_name])}),
+        }
+        for (input_name, norm), members in rows.items()
+    ]
+
+
+def _compute_slope(runs: list[RunResult]) -> float | None:
+    slopes = []
+    for seed in sorted({run.seed for run in runs}):
+        members = [run for run in runs if run.seed == seed]
+        slopes.append(batch_size_slope(*_list_dice(members)))
+    return _reduce(np.array(slopes), np.mean)
+
+
+def _compute_ratio(runs: list[RunResult], ends: set[int]) -> float | None:
+    runs = [run for run in runs if run.batch_size in ends]
+    return _reduce(np.array([batch_size_ratio(*_list_dice(runs))]), np.mean)
+
+
+def _list_dice(runs: list[RunResult]) -> tuple[list[int], list[float]]:
+    return [run.batch_size for run in runs], [run.run_dice for run in runs]
 
 
 def _find_collapsed(runs: Sequence[RunResult]) -> set[int]:
@@ -89,15 +147,21 @@ def _summarize_dice(runs: list[RunResult], cases: Sequence[str], collapsed: set[
 
 
 def _summarize_measurements(runs: list[RunResult]) -> dict[str, Any]:
-    means: dict[str, Any] = {key: _mean(runs, name) for key, name in _MEASUREMENTS.items()}
+    typical: dict[str, Any] = {key: _measure(runs, name) for key, name in _MEASUREMENTS.items()}
     noises = {
-        noise: {kind: _mean(runs, f"{noise}_{kind}") for kind in ("measured", "theory")} for noise in _NOISES
+        noise: {kind: _measure(runs, f"{noise}_{kind}") for kind in ("measured", "theory")}
+        for noise in _NOISES
     }
-    return means | noises
+    return typical | noises
 
 
-def _mean(runs: list[RunResult], name: str) -> float | None:
-    """Mean of a measurement over the runs that have it; None where none does."""
+def _measure(runs: list[RunResult], name: str) -> float | None:
+    """A measurement's mean, or what `_REDUCED` says, over the runs that have it; None where none does."""
     values = np.array([run.measurement(name) for run in runs], dtype=np.float64)
+    return _reduce(values, _REDUCED.get(name, np.mean))
+
+
+def _reduce(values: np.ndarray, reduce: Callable[[np.ndarray], Any]) -> float | None:
+    """The mean (or so) of what is finite; None where nothing is."""
     values = values[np.isfinite(values)]
-    return float(values.mean()) if values.size else None
+    return float(reduce(values)) if values.size else None

@@ -13,35 +13,32 @@ import torch
 from medseg_brn.comparison.claims import judge
 from medseg_brn.comparison.config import ComparisonConfig
 from medseg_brn.comparison.results import RunResult, list_cases
-from medseg_brn.comparison.summary import summarize_cells
+from medseg_brn.comparison.summary import summarize_cells, summarize_norms
 from medseg_brn.config import Experiment
-from medseg_brn.inference.machine import core_count, processor_name
+from medseg_brn.inference.machine import processor_name
 from medseg_brn.training.recording import read_samples
 from medseg_brn.volumes.atomic import write_text_atomic
 
 RUN_COLUMNS = ("name", "input", "norm", "batch_size", "seed", "status", "error", "dice")
 
 
-def write_tables(
-    comparison: ComparisonConfig, runs: Sequence[RunResult], folder: Path, *, jobs: int, threads: int
-) -> None:
+def write_tables(comparison: ComparisonConfig, runs: Sequence[RunResult], folder: Path) -> None:
     """Write the three tables of finished, diverged and failed runs, each whole or not at all."""
     write_text_atomic(folder / "runs.csv", _write_csv(tabulate_runs(runs)))
     write_text_atomic(folder / "probes.csv", _write_csv(tabulate_probes(runs, folder)))
-    summary = summarize(comparison, runs, jobs=jobs, threads=threads)
+    summary = summarize(comparison, runs)
     write_text_atomic(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
-def summarize(
-    comparison: ComparisonConfig, runs: Sequence[RunResult], *, jobs: int, threads: int
-) -> dict[str, Any]:
+def summarize(comparison: ComparisonConfig, runs: Sequence[RunResult]) -> dict[str, Any]:
     """What was compared, cell by cell, and what can be concluded; JSON types."""
+    threads = sorted({int(run.measurements["threads"] or 0) for run in runs if "threads" in run.measurements})
     base = Experiment.model_validate(comparison.experiment)
     return {
         "name": comparison.name,
         "description": comparison.description,
         "norms": list(comparison.arms),
-        "norm_options": {name: norm.description for name, norm in comparison.arms.items()},
+        "norm_options": {name: norm.describe() for name, norm in comparison.arms.items()},
         "reference": comparison.reference_norm,
         "batch_sizes": list(comparison.batch_sizes),
         "inputs": list(comparison.inputs),
@@ -61,12 +58,11 @@ def summarize(
         },
         "machine": {
             "cpu": processor_name(),
-            "cores": core_count(),
             "torch": torch.__version__,
-            "threads_per_run": threads,
-            "runs_at_once": jobs,
+            "threads_per_run": " or ".join(map(str, threads)),
         },
         "cells": summarize_cells(runs),
+        "batch_size_dependence": summarize_norms(runs),
         "verdicts": [verdict.as_dict() for verdict in judge(runs, comparison.reference_norm)],
     }
 

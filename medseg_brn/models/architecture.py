@@ -34,9 +34,12 @@ def build_network(config: NetworkConfig, in_channels: int, num_classes: int) -> 
 
 
 def norm_options(config: NetworkConfig) -> dict[str, Any]:
+    """What the network's norm layers are made with, as they are at the end of training."""
     if config.norm not in ("batch_renorm", "mabn", "batch", "sync_batch"):
         return {}
     options: dict[str, Any] = {"momentum": config.momentum}
     if config.norm == "batch_renorm":
         options |= {"r_max": config.r_max, "d_max": config.d_max, "schedule": (0, 0, 0)}
+    if config.norm == "mabn":
+        options |= {"warmup": 0, "r_start": 0}
     return options

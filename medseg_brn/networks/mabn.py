@@ -18,6 +18,7 @@ class MABN(_NormBase):
     """Moving average batch normalization over (N, C, ...); see `MABN3d`."""
 
     batch_dependent = True
+    centred = False
 
     running_mean: Tensor
     running_var: Tensor
@@ -88,11 +89,18 @@ class MABN(_NormBase):
     def _normalize_batch(self, input: Tensor) -> Tensor:
         mean, var = batch_statistics(input)
         repeated = self._first_passes.recall(mean, var) if inside_backward() else None
-        square, r = repeated or self._take_in(var + mean.square())
-        recent_psi = _RecentPsi(self.recent_psi, self._slot(), self._is_warm())
+        if repeated:
+            square, (r, slot, warm) = repeated
+            slot, warm = slot[:1].long(), warm[0] > 0
+        else:
+            square, r = self._take_in(var + mean.square())
+            slot, warm = self._slot(), self._is_warm()
+        recent_psi = _RecentPsi(self.recent_psi, slot, warm)
         output = _Transform.apply(input, self.weight, self.bias, square, r, recent_psi, self.eps)
         if may_be_repeated():
-            self._first_passes.remember(output, mean, var, square, r)
+            # The repeated pass needs its own slot, whatever came in between. All C times, as one tensor.
+            of_batch = torch.stack([r, slot.expand_as(r), warm.expand_as(r)])
+            self._first_passes.remember(output, mean, var, square, of_batch)
         return output
 
     def _take_in(self, square: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,11 +242,12 @@ class MABN3d(MABN):
     (window, C), in which batch t has row t mod window. Backward writes the latter. A pass without a backward
     pass leaves the Ψ_B of `window` batches before in its row. Numbers stay in float32 or wider.
 
-    A pass that activation checkpointing repeats reuses the first pass's χ̄ and r and takes nothing in.
+    A pass that activation checkpointing repeats reuses the first pass's χ̄, r and row and takes nothing in.
     `torch.compile` breaks its graph at a training pass, for backward writes into a buffer.
 
     Attributes:
         batch_dependent: True, as in training an item's result depends on the rest of its batch.
+        centred: False, as `running_var` averages E[x²], not the variance about the mean.
 
     Args:
         num_features: channels C.

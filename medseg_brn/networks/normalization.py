@@ -112,16 +112,24 @@ def set_renorm_step(module: nn.Module, step: int, schedule: Schedule | None = No
 def freeze_statistics(module: nn.Module) -> None:
     """Puts every norm with batch statistics into evaluation mode: it applies the running ones, unchanged.
 
-    `module.train()` takes this back.
+    Each is marked with `batch_dependent = False`, as one that is not trained by the batch any more.
+    `module.train()` takes back the mode but not the mark; then call this again.
     """
     for layer in module.modules():
-        if has_batch_statistics(layer):
+        if _is_made_for_batches(layer):
             layer.eval()
+            layer.batch_dependent = False  # type: ignore[assignment]  # the stubs allow tensors and modules
 
 
 def has_batch_statistics(layer: nn.Module) -> bool:
     """Whether training normalizes an item by the other items of its batch too.
 
-    True for batch norms, batch renorms, and any layer that says so with an attribute `batch_dependent`.
+    A layer may say it with an attribute `batch_dependent`, as `freeze_statistics` makes frozen ones say no.
+    Of those that say nothing, batch norms and batch renorms do.
     """
-    return isinstance(layer, BatchRenorm | _BatchNorm) or bool(getattr(layer, "batch_dependent", False))
+    return bool(getattr(layer, "batch_dependent", _is_made_for_batches(layer)))
+
+
+def _is_made_for_batches(layer: nn.Module) -> bool:
+    """Whether layers of this class have batch statistics, be this one frozen or not."""
+    return isinstance(layer, BatchRenorm | _BatchNorm) or bool(getattr(type(layer), "batch_dependent", False))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 _PASSES_WITHOUT_GRAPH = 64
-"""Passes kept where no graph tells how long they are needed; each is four vectors of C numbers."""
+"""Passes kept where no graph tells how long they are needed; each is four to six vectors of C numbers."""
 
 
 def inside_backward() -> bool:

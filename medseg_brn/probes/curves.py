@@ -45,25 +45,26 @@ def spike_fraction(losses: np.ndarray, window: int = 51) -> float:
     return float(spikes.mean()) if len(spikes) else float("nan")
 
 
-def batch_size_slope(batch_sizes: ArrayLike, dice: ArrayLike) -> float:
+def batch_size_slope(batch_sizes: ArrayLike, dice: ArrayLike) -> np.ndarray:
     """Dice gained per doubling of the batch size: the least-squares slope of Dice against log₂ B.
 
     Args:
         batch_sizes: (n,), of n runs, at least 1.
-        dice: (n,), in [0, 1].
+        dice: (n,) or (n, C) of C cases, in [0, 1].
 
     Returns:
-        The slope; 0 means the batch size does not matter. NaN with fewer than two distinct sizes, or where
-        a Dice is NaN: leave runs that diverged out, and count them with `find_collapses`.
+        The slope, () or (C,), one for each column; 0 means the batch size does not matter. NaN with fewer
+        than two distinct sizes, and where a Dice of the column is NaN: leave runs that diverged out, or count
+        them as 0.
 
     Raises:
         ValueError: different lengths, or a batch size below 1.
     """
-    sizes, scores = _check_runs(batch_sizes, dice)
+    sizes, scores = _check_runs(batch_sizes, dice, dimensions=(1, 2))
     if len(np.unique(sizes)) < 2:
-        return float("nan")
+        return np.full(scores.shape[1:], np.nan)
     doublings = np.log2(sizes) - np.log2(sizes).mean()
-    return float((doublings * (scores - scores.mean())).sum() / np.square(doublings).sum())
+    return np.asarray(doublings @ (scores - scores.mean(axis=0)) / np.square(doublings).sum())
 
 
 def batch_size_ratio(batch_sizes: ArrayLike, dice: ArrayLike) -> float:
@@ -95,9 +96,11 @@ def find_collapses(dice: np.ndarray) -> np.ndarray:
     return diverged | (dice < np.median(dice[~diverged]) / 2)
 
 
-def _check_runs(batch_sizes: ArrayLike, dice: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _check_runs(
+    batch_sizes: ArrayLike, dice: ArrayLike, dimensions: tuple[int, ...] = (1,)
+) -> tuple[np.ndarray, np.ndarray]:
     sizes, scores = np.asarray(batch_sizes, dtype=np.float64), np.asarray(dice, dtype=np.float64)
-    if sizes.shape != scores.shape or sizes.ndim != 1:
+    if sizes.ndim != 1 or scores.ndim not in dimensions or len(sizes) != len(scores):
         raise ValueError(
             f"batch sizes of shape {sizes.shape} and Dice of shape {scores.shape} must be two equally long "
             "lists: give both for every run"

@@ -13,8 +13,6 @@ _ANCHORS = 8
 _CROSS_TALK_BATCHES = 4
 _PROJECTIONS = 4
 """Random directions per batch, of which each gives an unbiased estimate of the squared norms."""
-_RESOLUTION = 64
-"""Batchmate dependence below this many units in the last place is rounding."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,12 @@ def _dice_difference(overlaps: list[Tensor]) -> float | None:
 
 
 def batchmate_dependence(
-    network: nn.Module, images: Tensor, batch_size: int, mates: int = 4, seed: int = 0
+    network: nn.Module,
+    images: Tensor,
+    batch_size: int,
+    mates: int = 4,
+    seed: int = 0,
+    resolution: float = 64,
 ) -> float:
     """sqrt(E_x Var_mates f(x)) / sd(f): how far an item's logits in training depend on its batchmates.
 
@@ -90,8 +93,9 @@ def batchmate_dependence(
     sd(f)² the variance of a class's logits over items and voxels, mean over classes.
 
     0 is no dependence. The item's place and the batch's shape never change, so a network whose items do not
-    meet gives 0 exactly. Where batch statistics cancel but for rounding (renorm within its limits),
-    the ratio is some units in the last place: below 64 of them, 7.6e-6 in float32, 0 is returned.
+    meet gives 0 exactly. Where batch statistics cancel but for rounding (renorm within its limits), the ratio
+    is some units in the last place: below `resolution` of them, 7.6e-6 in float32, 0 is returned. Logits in
+    a narrower dtype are judged as float32: 64 of bfloat16's units are 0.5, more than real dependence has.
 
     Args:
         network: any module; unchanged.
@@ -99,6 +103,8 @@ def batchmate_dependence(
         batch_size: items per batch; alone, an item has no batchmates and the answer is 0.
         mates: sets of batchmates per item, at least 2.
         seed: of the choice of items.
+        resolution: units in the last place of float32 (of float64 for logits of that dtype) below which the
+            ratio is taken for rounding; 0 for the ratio as it is.
 
     Raises:
         DataError: too few images for two different sets, or fewer than 2 sets asked for.
@@ -126,7 +132,8 @@ def batchmate_dependence(
         answers.append(varied.flatten(2))
     spread = torch.cat(answers).transpose(0, 1).flatten(1).var(dim=1).mean()
     ratio = float((torch.stack(variances).mean() / spread).sqrt())
-    return 0.0 if ratio < _RESOLUTION * torch.finfo(logits[0].dtype).eps else ratio
+    wide = torch.promote_types(logits[0].dtype, torch.float32)
+    return 0.0 if ratio < resolution * torch.finfo(wide).eps else ratio
 
 
 def backward_cross_talk(network: nn.Module, images: Tensor, batch_size: int, seed: int = 0) -> float:

@@ -22,8 +22,9 @@ from medseg_brn.probes.layers import (
 from medseg_brn.probes.layerwise import Pool, examine_layers
 
 NOISE_METRICS = (
-    "variance_noise_measured", "variance_noise_theory", "mean_noise_measured", "mean_noise_theory",
-    "variance_noise_in_training", "mean_noise_in_training", "intraclass_correlation", "effective_sample_size",
+    "variance_noise_measured", "variance_noise_theory", "variance_noise_first_order",
+    "mean_noise_measured", "mean_noise_theory", "variance_noise_in_training", "mean_noise_in_training",
+    "intraclass_correlation", "effective_sample_size",
 )  # fmt: skip
 """Per layer the median over channels, per network the median over layers."""
 STATISTICS_METRICS = (
@@ -35,6 +36,7 @@ NETWORK_METRICS = (
     "train_eval_disparity", "dice_disparity", "batchmate_dependence", "backward_cross_talk",
     "gradient_fidelity", "gradient_noise_scale",
 )  # fmt: skip
+"""Of the network as a whole, not of its layers."""
 
 _DISPARITY_BATCHES = 32
 _FIDELITY_BATCHES = 4
@@ -46,7 +48,9 @@ class Examination:
     """The results of `probe`."""
 
     network: dict[str, float | None]
-    """Metric → value; None where the metric does not apply to this network or these patches."""
+    """Metric → value; None where the metric does not apply to this network or these patches.
+
+    The metrics are those of NOISE_METRICS, STATISTICS_METRICS and NETWORK_METRICS, described in `probe`."""
     layers: dict[str, dict[str, float]]
     """Norm layer → metric → value; metrics that do not apply to the layer are left out."""
 
@@ -68,16 +72,25 @@ def probe(
 
     - `variance_noise_*`, `mean_noise_*`: noise of σ_B² and μ_B over batches; `theory` predicts from one half
       of the pool what is `measured` on the other, both at the features of evaluation mode, where items are
-      independent; `in_training` is at the features of training mode, where earlier batch norms have
-      already evened out the batches. At the input of *every* norm layer, whatever its kind; medians.
+      independent; `first_order` predicts it by the literature's formula sqrt((κ - 1)/(B·m_eff)), which is
+      wrong for few items of different means; `in_training` is at the features of training mode, where
+      earlier batch norms have already evened out the batches. At the input of *every* norm layer, whatever
+      its kind; medians.
     - `intraclass_correlation`, `effective_sample_size`: where the noise comes from (`probes.noise`).
     - `estimation_shift_*`: running statistics against those of the measured half in training mode
-      (PreciseBN, arXiv:2105.07576, at renorm's current limits), mean over layers.
-    - `worker_divergence`: statistics of two halves of that half against each other.
+      (PreciseBN, arXiv:2105.07576, at renorm's current limits), mean over layers. MABN has no running
+      mean; its running second moment is compared with the features'.
+    - `worker_divergence`: divergence between the statistics of two workers that have the same weights and
+      have each seen half of the measured patches (iid shards), not of workers that were trained apart.
     - `clip_rate_*`, `clipped_mass_*`: what renorm's current limits cut off.
     - `train_eval_disparity`, `dice_disparity`: answers in training mode against evaluation mode.
     - `batchmate_dependence`, `backward_cross_talk`: what batchmates do to an item, forward and backward.
     - `gradient_fidelity`, `gradient_noise_scale`: of the training gradient; with classes only.
+
+    Norms that `freeze_statistics` has marked are examined as frozen: their training function is that of
+    evaluation mode. If a network has only such norms, disparity, dependence and cross-talk are 0 and fidelity
+    is 1. Their running statistics are compared with the population's; `worker_divergence` and clipping do
+    not apply, as they take no batch in.
 
     Where a batch leaves a layer with batch statistics one value per channel, it cannot be trained: what
     needs a pass in training mode is None.

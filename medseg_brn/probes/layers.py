@@ -19,7 +19,7 @@ def find_norm_layers(network: nn.Module) -> dict[str, nn.Module]:
     return {
         name: layer
         for name, layer in network.named_modules()
-        if isinstance(layer, NORM_CLASSES) or has_batch_statistics(layer)
+        if isinstance(layer, NORM_CLASSES) or hasattr(layer, "batch_dependent")
     }
 
 
@@ -40,8 +40,9 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 def training_norms(network: nn.Module) -> Iterator[None]:
     """Within the block the norms are in training mode and all else in evaluation; the network stays as it is.
 
-    Training mode goes to the layers with batch statistics (also frozen ones) and to instance norms that keep
-    running statistics: the norms that compute something else in training. Every pass starts from the same
+    Training mode goes to the layers with batch statistics, whatever mode they are in, and to instance norms
+    that keep running statistics: the norms that compute something else in training. It does not go to layers
+    that `freeze_statistics` marked: these are trained in evaluation mode. Every pass starts from the same
     buffers: a layer works on copies of them, thrown away after each call, so moving averages, counters and
     schedules do not move, bit for bit, whatever happens in the block. Observers of renorm layers are not
     called.
@@ -120,7 +121,9 @@ def compute_probabilities(logits: Tensor) -> Tensor:
 
 
 def _computes_otherwise_in_training(layer: nn.Module) -> bool:
-    return has_batch_statistics(layer) or getattr(layer, "running_var", None) is not None
+    """False for frozen norms: their mark `batch_dependent` comes before their running statistics."""
+    keeps_statistics = getattr(layer, "running_var", None) is not None
+    return bool(getattr(layer, "batch_dependent", has_batch_statistics(layer) or keeps_statistics))
 
 
 def _replace(layer: nn.Module, name: str, value: Any) -> tuple[nn.Module, str, Any]:

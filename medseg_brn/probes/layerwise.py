@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medseg_brn.networks.batch_renorm import BatchRenorm
 from medseg_brn.networks.operator import batch_statistics, compute_corrections
@@ -19,7 +20,7 @@ from medseg_brn.probes.layers import (
     training_norms,
 )
 from medseg_brn.probes.noise import ItemMoments
-from medseg_brn.probes.statistics import estimation_shift, worker_divergence
+from medseg_brn.probes.statistics import as_tracked, estimation_shift, is_centred, worker_divergence
 
 _PASSES = 20
 """Times the measured half is shuffled into new batches."""
@@ -91,6 +92,7 @@ def _compare_noise(moments: ItemMoments, batch_size: int, generator: torch.Gener
         "intraclass_correlation": noise.intraclass_correlation(known),
         "effective_sample_size": noise.effective_sample_size(known),
         "variance_noise_theory": noise.predict_variance_noise(known, batch_size),
+        "variance_noise_first_order": noise.predict_variance_noise_first_order(known, batch_size),
         "mean_noise_theory": noise.predict_mean_noise(known, batch_size),
     }
     sd = others.variance.sqrt()
@@ -142,15 +144,20 @@ def _compare_statistics(layer: Any, means: Tensor, variances: Tensor) -> dict[st
         "variance_noise_in_training": float(noise.measure_variance_noise(variances).nanmedian()),
         "mean_noise_in_training": float(noise.measure_mean_noise(means, sd).nanmedian()),
     }
-    if not has_batch_statistics(layer) or getattr(layer, "running_var", None) is None:
-        return found
-    shifts = estimation_shift(layer.running_mean, layer.running_var, *_pool_statistics(means, variances))
-    found["estimation_shift_mean"], found["estimation_shift_var"] = shifts
+    if isinstance(layer, _InstanceNorm) or getattr(layer, "running_var", None) is None:
+        return found  # an instance norm's running statistics are not meant to be the population's
+    population = as_tracked(layer, *_pool_statistics(means, variances))
+    of_mean, of_var = estimation_shift(layer.running_mean, layer.running_var, *population)
+    found["estimation_shift_var"] = of_var
+    if is_centred(layer):
+        found["estimation_shift_mean"] = of_mean
+    if not has_batch_statistics(layer):
+        return found  # frozen: it takes no batch in and clips nothing
     share = len(means) // 2
     if share:
         a = _pool_statistics(means[:share], variances[:share])
         b = _pool_statistics(means[share : 2 * share], variances[share : 2 * share])
-        found["worker_divergence"] = worker_divergence(*a, *b)
+        found["worker_divergence"] = worker_divergence(*as_tracked(layer, *a), *as_tracked(layer, *b))
     return found | (_measure_clipping(layer, means, variances) if isinstance(layer, BatchRenorm) else {})
 
 

@@ -21,15 +21,7 @@ _WITHIN_ITEM = (nn.GroupNorm, nn.LayerNorm, nn.Identity, _InstanceNorm)
 
 def bayes_accuracy(separation: float) -> float:
     """Best accuracy for one item on its own, Φ(δ/2), in [0.5, 1]; separation δ of the means in sd."""
-    return _normal_cdf(separation / 2)
-
-
-def batch_norm_pair_accuracy(separation: float) -> float:
-    """Accuracy after BatchNorm of one real and one fake, Φ(δ/√2), in [0.5, 1]; separation δ in sd.
-
-    BatchNorm turns any two values into ±1: the larger is called real, and is with P(real > fake).
-    """
-    return _normal_cdf(separation / sqrt(2))
+    return (1 + erf(separation / 2 / sqrt(2))) / 2
 
 
 @torch.no_grad()
@@ -53,7 +45,8 @@ def measure_leakage(
         seed: of the values drawn.
 
     Returns:
-        Accuracy - Φ(δ/2); BatchNorm has Φ(δ/√2) - Φ(δ/2).
+        Accuracy - Φ(δ/2). BatchNorm, which turns any two values into ±1, has Φ(δ/√2) - Φ(δ/2): the larger
+        is called real, and is with P(real > fake).
 
     Raises:
         ValueError: no pairs.
@@ -88,7 +81,3 @@ def _draw_pairs(separation: float, pairs: int, seed: int, layer: nn.Module) -> T
     values[1] -= separation / 2
     numbers = [*layer.parameters(), *layer.buffers()]
     return values.to(numbers[0]) if numbers else values
-
-
-def _normal_cdf(z: float) -> float:
-    return (1 + erf(z / sqrt(2))) / 2

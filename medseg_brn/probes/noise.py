@@ -105,25 +105,6 @@ def effective_sample_size(moments: ItemMoments) -> Tensor:
     return _ratio(var_of_squares, _mean_square_deviation(moments.mean_squares))
 
 
-def effective_sample_size_of_field(field: Tensor) -> Tensor:
-    """m_eff, (C,), of (N, C, *spatial) from the autocorrelation itself; see `effective_sample_size`.
-
-    Slower, and needs all items at once: the definition against which the moments are checked.
-    """
-    spatial = list(range(2, field.dim()))
-    x = field.detach().double()
-    if len(x) < 2:
-        return x.new_full((x.size(1),), torch.nan)
-    squares = (x - _mean_of_channels(x)).square()
-    deviation = squares - _mean_of_channels(squares)
-    padded = [2 * size for size in field.shape[2:]]  # room for every offset without wrapping around
-    spectrum = torch.fft.rfftn(deviation, s=padded, dim=spatial).abs().square().sum(0)
-    # Sum over the voxel pairs h apart: m·w(h) times the autocovariance at h; h = 0 comes first.
-    pairs = torch.fft.irfftn(spectrum, s=padded, dim=[axis - 1 for axis in spatial]).flatten(1)
-    weighted_correlation = _ratio(pairs, pairs[:, :1])
-    return _ratio(torch.full_like(pairs[:, 0], x[0, 0].numel()), weighted_correlation.sum(1))
-
-
 def predict_variance_noise(moments: ItemMoments, batch_size: int) -> Tensor:
     """Relative standard error of the batch variance, sd(σ_B²)/E[σ_B²], (C,), for batches of B items.
 
@@ -247,11 +228,6 @@ def _mean(x: Tensor, dim: int) -> Tensor:
     """The mean as seen from the first value: of equal values exactly that value, so no spread appears."""
     first = x.narrow(dim, 0, 1)
     return ((x - first).mean(dim, keepdim=True) + first).squeeze(dim)
-
-
-def _mean_of_channels(x: Tensor) -> Tensor:
-    """Mean over items and voxels of (N, C, *spatial), as (C, 1, ...)."""
-    return _mean(x.transpose(0, 1).flatten(1), 1).reshape(-1, *[1] * (x.dim() - 2))
 
 
 def _mean_square_deviation(x: Tensor) -> Tensor:

@@ -4,7 +4,23 @@ Means and variances are (C,) tensors, one number per channel; the computation is
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def is_centred(layer: nn.Module) -> bool:
+    """Whether a norm's running statistics are a mean and the variance about it, not a second moment alone.
+
+    True but for layers that say otherwise with an attribute `centred`, as MABN does.
+    """
+    return bool(getattr(layer, "centred", True))
+
+
+def as_tracked(layer: nn.Module, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of features as the layer's running statistics would hold them.
+
+    These are as they come, or 0 and E[x²] = σ² + μ² where the layer is not centred.
+    """
+    return (mean, var) if is_centred(layer) else (torch.zeros_like(mean), var + mean.square())
 
 
 def estimation_shift(
@@ -37,10 +53,17 @@ def statistics_drift(
 
     A mean that moved by one standard deviation counts 1, a standard deviation that grew e-fold counts 1.
     """
+    return float(compute_drift(mean_before, var_before, mean_now, var_now, eps))
+
+
+def compute_drift(
+    mean_before: Tensor, var_before: Tensor, mean_now: Tensor, var_now: Tensor, eps: float = 1e-5
+) -> Tensor:
+    """`statistics_drift` as a 0-dim tensor, for which nothing waits for the device."""
     before, now = var_before.double() + eps, var_now.double() + eps
     moved = (mean_now.double() - mean_before.double()).square() / now
     grown = (now / before).log() / 2
-    return float((moved + grown.square()).mean())
+    return (moved + grown.square()).mean()
 
 
 def worker_divergence(

@@ -86,13 +86,13 @@ def run_steps(
     network = share_gradients(state.network, processes)
     state.network.train()
     for step in range(first_step, training.steps):
-        if before_step is not None:
-            before_step(step + 1)
         start = time.perf_counter()
         waited = 0.0
         set_renorm_step(state.network, step, schedule)
         if statistics_are_frozen(step, training):
             freeze_statistics(state.network)
+        if before_step is not None:
+            before_step(step + 1)
         learning_rate = compute_learning_rate(step, training)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate

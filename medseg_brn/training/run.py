@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from medseg_brn.config import Experiment
+from medseg_brn.errors import DivergenceError
 from medseg_brn.inference.machine import reset_peak, return_freed_memory
 from medseg_brn.inference.precision import choose_device, choose_precision
 from medseg_brn.models.package import load_model
@@ -74,7 +75,7 @@ def train_run(
     Raises:
         ConfigError: the folder holds another run, or holds a run and `resume` is false.
         DataError: the dataset is not what it must be.
-        TrainingError: the loss is not finite (`DivergenceError`), or a checkpoint does not fit.
+        TrainingError: numbers are not finite (`DivergenceError`), or a checkpoint does not fit.
     """
     return_freed_memory()
     reset_peak()  # in one process there may have been a run before this one
@@ -128,6 +129,7 @@ def _finish(
 ) -> RunSummary:
     """Save the model, validate it as its users will run it, and write the report."""
     _recalibrate(experiment, data, state)
+    _check_finite(state)
     save_trained_model(run_folder, experiment, data, state.best_network)
     dice = None
     if data.validation_cases:
@@ -145,6 +147,21 @@ def _finish(
     write_run_report(run_folder)
     progress("writing the report", 1, 1)
     return RunSummary(run_folder, len(data.validation_cases), dice)
+
+
+def _check_finite(state: TrainingState) -> None:
+    """The last step may have spoilt what no loss has seen since.
+
+    Raises:
+        DivergenceError: a weight or statistic is not finite.
+    """
+    numbers = state.best_network.state_dict()
+    broken = [name for name, value in numbers.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise DivergenceError(
+            f"{len(broken)} of {len(numbers)} tensors of the trained network are not finite, first "
+            f"{broken[0]}; train again with a lower training.learning_rate or training.gradient_clip"
+        )
 
 
 def _recalibrate(experiment: Experiment, data: TrainingData, state: TrainingState) -> None:

@@ -149,11 +149,15 @@ class TestDice:
         verdict = select(judge(runs), "dice", batch_size=1)
         assert (verdict.effect, verdict.interval, verdict.p) == (0, (0, 0), 1)
 
-    def test_one_seed_covers_cases_only(self) -> None:
-        verdicts = judge(make_grid({"batch_renorm": {1: 0.8}, "batch": {1: 0.6}}, seeds=1))
-        conclusion = select(verdicts, "dice").conclusion
-        assert conclusion.startswith("batch_renorm higher by 0.2")
-        assert conclusion.endswith("(one seed: this covers other cases only)")
+    def test_one_seed_distinguishes_nothing(self) -> None:
+        """However large the effect is over the cases: the interval excludes 0, and there is no p."""
+        verdict = select(judge(make_grid({"batch_renorm": {1: 0.8}, "batch": {1: 0.6}}, seeds=1)), "dice")
+        assert verdict.effect == pytest.approx(0.2, abs=0.01)
+        assert verdict.interval is not None
+        assert verdict.interval[0] > 0.15
+        assert math.isnan(verdict.p)
+        assert math.isnan(verdict.p_adjusted)
+        assert verdict.conclusion == "not distinguishable (one seed: the interval is for other cases only)"
 
 
 class TestMeasurements:
@@ -218,7 +222,7 @@ class TestBatchSizeSlope:
 
     def test_rises(self) -> None:
         verdict = select(judge(make_grid(self.LEVELS)), "batch_size_slope", norm="batch")
-        assert verdict.claim == "batch has the same Dice at every batch size (zscored)"
+        assert verdict.claim == "Dice of batch changes with the batch size (zscored)"
         assert verdict.effect == pytest.approx(0.1, abs=0.005)
         size = f"{verdict.effect:.3g}"
         assert verdict.conclusion == f"Dice rises by {size} with each doubling of the batch size"
@@ -236,6 +240,21 @@ class TestBatchSizeSlope:
             slopes.append(stats.linregress([0, 1, 2], [run.dice for run in members]).slope)
         verdict = select(judge(runs), "batch_size_slope", norm="batch")
         assert verdict.effect == pytest.approx(np.mean(slopes))
+
+    def test_falls(self) -> None:
+        falling = {"batch_renorm": {1: 0.8, 2: 0.7, 4: 0.6}}
+        conclusion = select(judge(make_grid(falling)), "batch_size_slope").conclusion
+        assert conclusion.startswith("Dice falls by 0.1")
+
+    def test_one_seed_distinguishes_nothing(self) -> None:
+        verdict = select(judge(make_grid(self.LEVELS, seeds=1)), "batch_size_slope", norm="batch")
+        assert math.isnan(verdict.p_adjusted)
+        assert verdict.conclusion == "not distinguishable (one seed: the interval is for other cases only)"
+
+    def test_a_seed_of_one_batch_size_does_not_count(self) -> None:
+        runs = make_grid({"batch_renorm": {1: 0.7, 2: 0.8}})
+        alone = make_run("batch_renorm", 1, 4, 0.1)
+        assert judge([*runs, alone]) == judge(runs)
 
     def test_one_batch_size_has_no_slope(self) -> None:
         verdicts = judge(make_grid({"batch_renorm": {1: 0.8}, "batch": {1: 0.6}}))

@@ -32,6 +32,10 @@ def test_a_norm_of_ones_own_is_one_entry(write_comparison):
     mine = {"name": "mine", "network": {"norm": "batch_renorm", "r_max": 2.0}, "training": {"ema_decay": 0.9}}
     (run,) = plan_runs(load_comparison(write_comparison(norms=[mine], batch_sizes=[1])))
     assert (run.norm, run.experiment.network.r_max, run.experiment.training.ema_decay) == ("mine", 2.0, 0.9)
+    assert not run.experiment.network.weight_standardization  # as in the norms that are known
+    assert load_comparison(write_comparison(norms=[mine])).arms["mine"].describe() == (
+        "norm batch_renorm, r_max 2.0, training.ema_decay 0.9"
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,12 @@ def test_a_norm_of_ones_own_is_one_entry(write_comparison):
         ({"budget": {"patches": 1, "steps": 1}}, "give either patches or steps"),
         ({"batch_size": [1]}, "unknown key 'batch_size'; did you mean 'batch_sizes'?"),
         ({"inputs": {}}, "inputs is empty"),
+        ({"batch_sizes": [1, 1]}, "batch sizes [1, 1] are to be at least one, each named once"),
+        ({"inputs": {"raw": []}}, "batch sizes [] are to be at least one"),
+        ({"batch_sizes": [1, 4]}, "probes.patches 12 do not fill four batches of 4; give at least 16"),
+        ({"norms": [{"name": "big", "training": {"batch_size": 8}}]}, "sets training.batch_size"),
+        ({"experiment": {"network": {"r_max": 2}}}, "experiment.network.r_max is set by the comparison"),
+        ({"experiment": {"training": {"accumulation": 2}}}, "experiment.training.accumulation is set by"),
         ({"inputs": {"zscore": None}}, "inputs.zscore"),
     ],
 )

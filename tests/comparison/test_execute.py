@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
-from medseg_brn.comparison.config import load_comparison
+from medseg_brn.comparison.config import ProbesConfig, load_comparison
 from medseg_brn.comparison.execute import run_comparison
-from medseg_brn.comparison.run import read_result
+from medseg_brn.comparison.run import RESULT_NAME, cut_middle, read_result
 from medseg_brn.errors import ConfigError
 
+PROBES = ProbesConfig(samples=3, patches=12, volumes=1)
 MEASURED = {
     "variance_noise_measured", "variance_noise_theory", "mean_noise_measured", "mean_noise_theory",
     "intraclass_correlation", "train_eval_disparity", "dice_disparity", "batchmate_dependence",
@@ -39,12 +40,12 @@ def read_rows(path):
         ("batch_renorm", MEASURED_OF_RENORM),
         ("batch", MEASURED_OF_BATCH),
         ("instance", MEASURED),
-        ("mabn", MEASURED_OF_BATCH),
+        ("mabn", MEASURED_OF_BATCH - {"estimation_shift_mean"}),
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_every_metric_of_the_vocabulary_is_measured(grid, norm, measured, batch_size):
-    result = read_result(grid / "runs" / f"zscored-{norm}-b{batch_size}-s0")
+    result = read_result(grid / "runs" / f"zscored-{norm}-b{batch_size}-s0", PROBES)
     found = {name for name, value in result.measurements.items() if value is not None}
     assert measured <= found, measured - found
     assert 0 <= result.dice <= 1
@@ -52,7 +53,7 @@ def test_every_metric_of_the_vocabulary_is_measured(grid, norm, measured, batch_
 
 
 def test_what_must_be_nothing_is_nothing(grid):
-    results = {path.name: read_result(path) for path in (grid / "runs").iterdir()}
+    results = {path.name: read_result(path, PROBES) for path in (grid / "runs").iterdir()}
     instance = results["zscored-instance-b2-s0"].measurements
     for metric in ("train_eval_disparity", "batchmate_dependence", "backward_cross_talk", "leakage"):
         assert instance[metric] == 0
@@ -124,6 +125,72 @@ def test_a_run_that_diverges_is_a_result(write_comparison, tmp_path):
     assert again == results
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_network_spoilt_by_its_last_step_has_diverged(write_comparison, tmp_path, norm):
+    last = {"optimizer": "sgd", "learning_rate": 1e38, "gradient_clip": None, "warmup_fraction": 0}
+    wild = {"name": "wild", "network": {"norm": norm}, "training": last}
+    path = write_comparison(norms=[wild], batch_sizes=[2], budget={"steps": 1})
+    (result,) = run_comparison(load_comparison(path), tmp_path / "grid", jobs=1)
+    assert (result.status, result.dice) == ("diverged", 0)
+
+
+def test_a_run_that_cannot_be_probed_keeps_its_dice(write_comparison, tmp_path):
+    path = write_comparison(norms=["instance"], batch_sizes=[2])
+    folder = tmp_path / "grid"
+    (first,) = run_comparison(load_comparison(path), folder, jobs=1)
+    run_folder = folder / "runs" / first.name
+    (run_folder / RESULT_NAME).unlink()
+    (run_folder / "examination.json").unlink()
+    (run_folder / "examination.json").mkdir()  # nothing can be written there
+    (again,) = run_comparison(load_comparison(path), folder, jobs=1)
+    assert (again.status, again.case_dice) == ("finished", first.case_dice)
+    assert again.error.startswith("not probed: ")
+    assert again.measurements["seconds_per_step"] == first.measurements["seconds_per_step"]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "5", "null", '{"result": {}, "probes": {}}'])
+def test_a_damaged_result_is_made_again_without_training(write_comparison, tmp_path, damage):
+    path = write_comparison(norms=["instance"], batch_sizes=[2])
+    folder = tmp_path / "grid"
+    (first,) = run_comparison(load_comparison(path), folder, jobs=1)
+    run_folder = folder / "runs" / first.name
+    trained = (run_folder / "metrics.csv").stat().st_mtime_ns
+    (run_folder / RESULT_NAME).write_text(damage)
+    assert run_comparison(load_comparison(path), folder, jobs=1) == [first]
+    assert (run_folder / "metrics.csv").stat().st_mtime_ns == trained
+
+
+def test_other_probes_examine_again_without_training(write_comparison, tmp_path):
+    path = write_comparison(norms=["instance"], batch_sizes=[2])
+    folder = tmp_path / "grid"
+    (first,) = run_comparison(load_comparison(path), folder, jobs=1)
+    metrics = folder / "runs" / first.name / "metrics.csv"
+    trained = metrics.stat().st_mtime_ns
+    (second,) = run_comparison(load_comparison(path, ["probes.tile_size=[8,8,8]"]), folder, jobs=1)
+    assert second.measurements["tile_mismatch"] != first.measurements["tile_mismatch"]
+    assert metrics.stat().st_mtime_ns == trained
+
+
+def test_data_prepared_with_other_options_are_refused(write_comparison, tmp_path):
+    path = write_comparison(norms=["instance"], batch_sizes=[2])
+    run_comparison(load_comparison(path), tmp_path / "grid", jobs=1)
+    other = load_comparison(path, ["norms=[group]", "experiment.preprocessing.spacing_mm=[12,12,12]"])
+    with pytest.raises(ConfigError, match=r"made with other options: preprocessing\.spacing_mm"):
+        run_comparison(other, tmp_path / "grid", jobs=1)
+
+
+def test_what_cannot_train_is_told_before_any_data_is_read(write_comparison, tmp_path):
+    path = write_comparison(experiment={"dataset": {"path": "nosuch"}, "patches": {"size": [15, 16, 16]}})
+    with pytest.raises(ConfigError, match=r"Patch size \(15, 16, 16\) does not fit"):
+        run_comparison(load_comparison(path), tmp_path / "grid")
+    assert not (tmp_path / "grid").exists()
+
+
+def test_the_middle_is_cut_of_what_is_longer():
+    image = np.arange(10 * 3).reshape(1, 10, 3, 1)
+    assert cut_middle(image, (4, 8, 8)).tolist() == image[:, 3:7].tolist()
+
+
 def test_a_run_that_fails_is_told_and_tried_again(write_comparison, tmp_path):
     comparison = load_comparison(write_comparison(norms=["instance", "batch"], batch_sizes=[2]))
     obstacle = tmp_path / "grid" / "runs" / "zscored-batch-b2-s0" / "notes.txt"
@@ -156,8 +223,9 @@ def test_more_seeds_add_runs_and_other_options_are_refused(write_comparison, tmp
         )
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on_where_it_was(write_comparison, tmp_path):
-    path = write_comparison(norms=["batch_renorm", "batch"], batch_sizes=[1, 2], budget={"patches": 40})
+    path = write_comparison(norms=["batch_renorm", "batch"], batch_sizes=[1], budget={"patches": 60})
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def command(folder):
@@ -175,7 +243,7 @@ def test_a_killed_grid_goes_on_where_it_was(write_comparison, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in runs.glob("*/result.json")}
-    assert 1 <= len(done) < 4
+    assert len(done) == 1
 
     for folder in ("killed", "whole"):
         subprocess.run(command(tmp_path / folder), env=environment, check=True, capture_output=True)

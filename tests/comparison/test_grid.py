@@ -5,7 +5,6 @@ import torch
 
 from medseg_brn.comparison.config import NORMS, load_comparison
 from medseg_brn.comparison.grid import plan_runs
-from medseg_brn.errors import ConfigError
 from medseg_brn.training.folder import list_differences
 from medseg_brn.training.state import make_state
 
@@ -43,7 +42,9 @@ def test_inputs_may_have_batch_sizes_of_their_own(write_comparison):
 )
 def test_the_learning_rate_follows_the_batch_size_by_the_rule(write_comparison, rule, rates):
     comparison = load_comparison(
-        write_comparison(learning_rate_rule=rule, batch_sizes=[1, 2, 4], norms=["instance"])
+        write_comparison(
+            learning_rate_rule=rule, batch_sizes=[1, 2, 4], norms=["instance"], probes={"patches": 16}
+        )
     )
     assert [run.experiment.training.learning_rate for run in plan_runs(comparison)] == rates
 
@@ -68,12 +69,6 @@ def test_all_norms_begin_with_the_same_weights_for_a_seed(write_comparison):
         weights = {name: value for name, value in network.named_parameters() if value.dim() > 1}
         assert weights.keys() == first.keys()
         assert all(torch.equal(weights[name], first[name]) for name in first)
-
-
-def test_accumulation_would_make_another_batch_size(write_comparison):
-    comparison = load_comparison(write_comparison(), ["experiment.training.accumulation=2"])
-    with pytest.raises(ConfigError, match=r"training\.accumulation is 2 .* takes 1"):
-        plan_runs(comparison)
 
 
 def test_precision_is_the_same_for_all_runs(write_comparison):

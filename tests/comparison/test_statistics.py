@@ -33,6 +33,15 @@ def make_values(
     )
 
 
+def draw_crossed_bootstrap(rng: np.random.Generator, values: np.ndarray, draws: int) -> np.ndarray:
+    """Means of resamples of seeds and cases: each is weighted by how often it was drawn."""
+    seeds, cases = values.shape
+    seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws)
+    case_counts = rng.multinomial(cases, np.full(cases, 1 / cases), draws)
+    means: np.ndarray = ((seed_counts @ values) * case_counts).sum(axis=1) / values.size
+    return means
+
+
 def simulate_p(seeds: int, cases: int, parts: tuple[float, float, float], datasets: int = 1000) -> np.ndarray:
     """p of data sets whose true mean is 0; it is at least .05 where the interval holds 0."""
     rng = np.random.default_rng(1)
@@ -167,6 +176,36 @@ class TestEstimateMean:
         assert 0.935 <= np.mean(p >= 0.05) <= 0.985
         assert np.mean(p < 0.01) <= 0.015
         assert np.mean(p < 0.002) <= 0.005
+
+    @pytest.mark.slow
+    def test_percentiles_of_three_seeds_do_not_reach_far_enough(self) -> None:
+        """Where only seeds vary they end at the lowest and the highest seed, and cover 1 - 2/2³ = .75."""
+        rng = np.random.default_rng(5)
+        datasets, draws, covered, ours = 800, 2000, 0, 0
+        for _ in range(datasets):
+            values = make_values(rng, 3, 40, 1, 0, 0)
+            low, high = np.percentile(draw_crossed_bootstrap(rng, values, draws), [2.5, 97.5])
+            covered += low <= 0 <= high
+            ours += estimate_mean(values).p >= 0.05
+        assert stats.binomtest(covered, datasets, 0.75).pvalue > 0.01
+        assert stats.binomtest(ours, datasets, 0.95).pvalue > 0.01
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("seeds", "found_higher", "covered"), [(3, 0.29, 0.67), (5, 0.14, 0.86)])
+    def test_collapses_that_did_not_happen_are_not_seen(
+        self, seeds: int, found_higher: float, covered: float
+    ) -> None:
+        """The docstring's figures: a third of the seeds collapses, the others gain, the true mean is -.22."""
+        rng = np.random.default_rng(6)
+        datasets, higher, held = 2000, 0, 0
+        for _ in range(datasets):
+            effects = np.where(rng.random((seeds, 1)) < 1 / 3, -0.7, 0.02) + rng.normal(0, 0.002, (seeds, 1))
+            noise = rng.normal(0, 0.01, 40) + rng.normal(0, 0.02, (seeds, 40))
+            estimate = estimate_mean(effects + noise)
+            higher += estimate.p < 0.05 and estimate.effect > 0
+            held += estimate.low <= -0.22 <= estimate.high
+        assert higher / datasets == pytest.approx(found_higher, abs=0.03)
+        assert held / datasets == pytest.approx(covered, abs=0.03)
 
 
 class TestCompareSpreads:

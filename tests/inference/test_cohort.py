@@ -180,6 +180,7 @@ def test_a_killed_process_is_told_and_the_call_can_be_repeated(tmp_path):
     jobs = _jobs(tmp_path, a="666", b="2", c="3")
     outcomes = _run(tmp_path, jobs, segmenter=Doomed(), processes=2)
     assert "was killed" in outcomes[0].error and "fewer --jobs" in outcomes[0].error
+    assert [outcome.error for outcome in outcomes[1:]] == [None, None]
     (tmp_path / "a.txt").write_text("1")
     again = _run(tmp_path, jobs, segmenter=Doomed(), processes=2)
     assert [outcome.error for outcome in again] == [None, None, None]
@@ -197,6 +198,7 @@ def test_an_image_that_vanishes_is_a_failed_case(tmp_path):
 @pytest.mark.slow
 def test_ray_takes_the_cases_of_a_cohort(tmp_path):
     ray = pytest.importorskip("ray")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # it has its own cloudpickle
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         jobs = _jobs(tmp_path, a="1", bad="x", z="21")

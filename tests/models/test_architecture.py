@@ -5,6 +5,7 @@ from medseg_brn.config import NetworkConfig
 from medseg_brn.models.architecture import build_network
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
 from medseg_brn.networks.convolution import WeightStandardizedConv3d
+from medseg_brn.networks.mabn import MABN3d
 
 
 def _layers(network: nn.Module, kind: type) -> list:
@@ -39,6 +40,7 @@ def test_every_option_reaches_the_network():
     ("norm", "kind"),
     [
         ("batch_renorm", BatchRenorm3d),
+        ("mabn", MABN3d),
         ("batch", nn.BatchNorm3d),
         ("sync_batch", nn.SyncBatchNorm),
         ("group", nn.GroupNorm),
@@ -51,5 +53,5 @@ def test_every_norm_of_the_config_can_be_built(norm, kind):
     network = build_network(NetworkConfig(channels=(4, 8), norm=norm, momentum=0.2), 1, 2)
     layers = _layers(network, kind)
     assert len(layers) == 5  # two encoder levels of two blocks, one decoder level of one
-    if norm in ("batch", "sync_batch"):
+    if norm in ("batch", "sync_batch", "mabn"):
         assert {layer.momentum for layer in layers} == {0.2}

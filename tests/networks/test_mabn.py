@@ -223,17 +223,41 @@ def test_half_precision_networks_keep_wide_statistics():
     assert layer.double().recent_psi.dtype == torch.float64
 
 
-def test_several_passes_before_their_backward_passes():
+def run_layer(layer: MABN3d, x: Tensor, use_reentrant: bool | None) -> Tensor:
+    """As it is where use_reentrant is None, else within a checkpoint."""
+    return layer(x) if use_reentrant is None else checkpoint(layer, x, use_reentrant=use_reentrant)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("use_reentrant", [None, True, False])
+def test_several_passes_before_their_backward_passes(use_reentrant, in_order):
     """Each backward pass finds the row of its own batch: batches 4 and 5 have rows 1 and 2."""
     layer = MABN3d(1, eps=0.0, window=3, warmup=0)
     batches = [torch.full((1, 1, 2, 1, 1), value, requires_grad=True) for value in (1.0, 1.0, 1.0, 2.0, 3.0)]
     for batch in batches[:3]:
         layer(batch).sum().backward()
-    together = layer(batches[3]) + layer(batches[4])
-    together.sum().backward()
+    outputs = [run_layer(layer, batch, use_reentrant) for batch in batches[3:]]
+    for output in outputs if in_order else outputs[::-1]:
+        output.sum().backward()
     # With ∂z = 1, Ψ_B is z: 2/χ̄ with χ̄² = (1 + 1 + 4)/3, and 3/χ̄ with χ̄² = (1 + 4 + 9)/3.
     expected = torch.tensor([1.0, 2 / 2**0.5, 3 / (14 / 3) ** 0.5])
     torch.testing.assert_close(layer.recent_psi.flatten(), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_repeated_pass_of_warm_up_is_still_of_warm_up(use_reentrant):
+    """With a window of 3, batch 3 is normalized by itself and batch 4 by averages."""
+    torch.manual_seed(0)
+    batches, gradients = torch.randn(4, 2, 1, 2, 2, 2) + 1, []
+    for kind in (None, use_reentrant):
+        layer = MABN3d(1, window=3, warmup=0)
+        inputs = [batch.clone().requires_grad_() for batch in batches]
+        for x in inputs[:2]:
+            run_layer(layer, x, kind).pow(3).sum().backward()
+        for output in [run_layer(layer, x, kind) for x in inputs[2:]]:
+            output.pow(3).sum().backward()
+        gradients.append([*(x.grad for x in inputs), layer.weight.grad, layer.recent_psi])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -12,6 +12,8 @@ from medseg_brn.networks.mabn import MABN3d
 from medseg_brn.networks.normalization import (
     NORMALIZATIONS,
     find_tile_dependence,
+    freeze_statistics,
+    has_batch_statistics,
     make_normalization,
     set_renorm_step,
 )
@@ -94,6 +96,23 @@ def test_step_zero_does_not_make_a_layer_forget() -> None:
     set_renorm_step(layer, 0)
     layer(torch.randn(2, 2, 3, 3, 3) + 100)
     assert (layer.running_mean - before).max() < 2  # moved by momentum 0.01, not replaced
+
+
+class ByTheBatch(nn.Module):
+    batch_dependent = True
+
+
+def test_frozen_layers_are_marked_and_can_be_frozen_again() -> None:
+    kinds = [nn.BatchNorm3d(2), BatchRenorm3d(2), MABN3d(2), nn.SyncBatchNorm(2), ByTheBatch()]
+    others = [nn.GroupNorm(1, 2), nn.InstanceNorm3d(2, track_running_stats=True), nn.Conv3d(2, 2, 1)]
+    network = nn.ModuleList([*kinds, *others])
+    assert [has_batch_statistics(layer) for layer in network] == [True] * 5 + [False] * 3
+    for _ in range(2):
+        freeze_statistics(network.train())
+        assert [layer.training for layer in network] == [False] * 5 + [True] * 3
+        assert not any(has_batch_statistics(layer) for layer in network)
+    assert not any(hasattr(layer, "batch_dependent") for layer in others)
+    assert has_batch_statistics(MABN3d(2)) and has_batch_statistics(ByTheBatch())  # the class has no mark
 
 
 @pytest.mark.parametrize(

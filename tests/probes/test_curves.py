@@ -94,6 +94,17 @@ def test_slope_is_dice_per_doubling() -> None:
     assert batch_size_slope([1, 2, 4, 8], [0.8] * 4) == pytest.approx(0)
 
 
+def test_slope_of_every_column() -> None:
+    dice = np.array([[0.5, 0.9, nan], [0.6, 0.8, 0.5], [0.7, 0.7, 0.5]])
+    assert batch_size_slope([1, 2, 4], dice) == pytest.approx([0.1, -0.1, nan], nan_ok=True)
+    assert np.isnan(batch_size_slope([2, 2, 2], dice)).tolist() == [True] * 3
+    assert batch_size_slope([1, 2], np.empty((2, 0))).shape == (0,)
+    with pytest.raises(ValueError, match=r"\(2,\) and Dice of shape \(3, 3\)"):
+        batch_size_slope([1, 2], dice)
+    with pytest.raises(ValueError, match=r"\(3,\) and Dice of shape \(3, 3\)"):
+        batch_size_ratio([1, 2, 4], dice)
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0, 1)), min_size=2, max_size=8))
 def test_slope_is_numpys_least_squares(runs) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from medseg_brn.errors import DataError
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
+from medseg_brn.networks.normalization import freeze_statistics
 from medseg_brn.networks.unet3d import UNet3d
 from medseg_brn.probes.dependence import backward_cross_talk, batchmate_dependence, train_eval_disparity
 
@@ -91,6 +92,40 @@ def test_batchmates_matter_to_batch_norm_only() -> None:
     assert batchmate_dependence(make_unet("batch_renorm", r_max=1, d_max=0), images, 2) > 0.05
     for norm in ("group", "instance", "none"):
         assert batchmate_dependence(make_unet(norm), images, 2) == 0
+
+
+def test_a_network_in_bfloat16_with_stale_batch_norm_depends_on_batchmates() -> None:
+    network = make_unet("batch")
+    wide = batchmate_dependence(network, make_images(), 2)
+    assert batchmate_dependence(network.bfloat16(), make_images(), 2) == pytest.approx(wide, rel=0.05)
+
+
+def test_before_rounding_is_cut_off_renorm_has_only_rounding_and_item_norms_have_exactly_nothing() -> None:
+    images = make_images().double()
+    renorm = make_unet("batch_renorm", **WITHOUT_LIMITS).double()
+    assert 0 < batchmate_dependence(renorm, images, 2, resolution=0) < 1e-12
+    for norm in ("group", "instance", "none"):
+        assert batchmate_dependence(make_unet(norm).double(), images, 2, resolution=0) == 0
+
+
+def test_what_is_below_the_resolution_is_0() -> None:
+    network, images = make_unet("batch"), make_images()
+    for dtype in (torch.float32, torch.float64):
+        ratio = batchmate_dependence(network.to(dtype), images, 2)
+        units = ratio / torch.finfo(dtype).eps
+        assert batchmate_dependence(network, images, 2, resolution=units * 0.999) == ratio > 0
+        assert batchmate_dependence(network, images, 2, resolution=units * 1.001) == 0
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_renorm", "mabn"])
+def test_frozen_norms_do_in_training_what_they_do_in_evaluation(norm: str) -> None:
+    network, images = make_unet(norm), make_images()
+    assert train_eval_disparity(network, images, 2).probability > 1e-3
+    freeze_statistics(network)
+    network.train()  # a mark is for good, whatever mode the layers are put into
+    assert train_eval_disparity(network, images, 2).probability == 0
+    assert batchmate_dependence(network, images, 2, resolution=0) == 0
+    assert backward_cross_talk(network, images, 2) == 0
 
 
 def test_batchmate_dependence_follows_the_seed() -> None:

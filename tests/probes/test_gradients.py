@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from medseg_brn.errors import DataError, ModelError
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
+from medseg_brn.networks.mabn import MABN3d
+from medseg_brn.networks.normalization import freeze_statistics
 from medseg_brn.probes.gradients import gradient_fidelity, gradient_noise_scale, noise_scale
 
 
@@ -48,6 +50,16 @@ def test_fidelity_is_one_without_batch_statistics(norm: nn.Module) -> None:
     assert gradient_fidelity(make_network(norm), *make_batches(2), squared_error) == pytest.approx(
         1, abs=1e-12
     )
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm3d, BatchRenorm3d, MABN3d])
+def test_fidelity_of_frozen_norms_is_one(norm: type[nn.Module]) -> None:
+    network = make_network(norm(4)).train()
+    images, classes = make_batches(3)
+    network(images[0])
+    assert gradient_fidelity(network, images, classes, squared_error) < 0.999
+    freeze_statistics(network)
+    assert gradient_fidelity(network, images, classes, squared_error) == pytest.approx(1, abs=1e-12)
 
 
 def test_renorm_within_its_limits_has_the_same_function_but_another_gradient() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
+from medseg_brn.networks.normalization import freeze_statistics
 from medseg_brn.probes.layers import (
     collect_inputs,
     compute_logits,
@@ -92,6 +93,20 @@ def test_training_norms_compute_what_the_next_training_pass_would() -> None:
     with training_norms(network):
         measured = network(IMAGES)
     assert torch.equal(network.train()(IMAGES), measured)
+
+
+def test_frozen_layers_stay_in_evaluation_and_are_found_as_before() -> None:
+    network = make_network()
+    names = list(find_norm_layers(network))
+    freeze_statistics(network[:3])
+    network.train()
+    modes = [part.training for part in network.modules()]
+    with training_norms(network):
+        assert [part.training for part in network] == [False, False, False, False, True, False, True]
+    assert [part.training for part in network.modules()] == modes
+    freeze_statistics(network)
+    assert list(find_norm_layers(network)) == names
+    assert not any(has_batch_statistics(layer) for layer in network)
 
 
 def test_backward_through_the_block_works_and_leaves_no_trace() -> None:

@@ -10,10 +10,15 @@ from torch import nn
 
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
 from medseg_brn.networks.normalization import make_normalization
-from medseg_brn.probes.leakage import batch_norm_pair_accuracy, bayes_accuracy, measure_leakage
+from medseg_brn.probes.leakage import bayes_accuracy, measure_leakage
 
 PAIRS = 200_000
 FOUR_ERRORS = 4 * 0.5 / sqrt(PAIRS)  # at most
+
+
+def batch_norm_pair_accuracy(separation: float) -> float:
+    """Φ(δ/√2): BatchNorm turns a pair into ±1, and the larger value is the real one with P(real > fake)."""
+    return normal_distribution.cdf(separation / sqrt(2))
 
 
 def make_renorm(r_max: float, d_max: float):
@@ -25,7 +30,6 @@ def test_closed_forms() -> None:
     assert bayes_accuracy(1) == pytest.approx(0.691, abs=5e-4)
     assert batch_norm_pair_accuracy(1) == pytest.approx(0.760, abs=5e-4)
     assert bayes_accuracy(3) == pytest.approx(normal_distribution.cdf(1.5))
-    assert batch_norm_pair_accuracy(3) == pytest.approx(normal_distribution.cdf(3 / sqrt(2)))
 
 
 @pytest.mark.parametrize("separation", [0.0, 0.5, 1.0, 2.0])
@@ -65,6 +69,26 @@ def test_the_layer_is_renorm_of_one_pair_after_the_other(r_max, d_max) -> None:
 @pytest.mark.parametrize("name", ["group", "layer", "instance", "none"])
 def test_layers_that_see_one_item_leak_exactly_nothing(name) -> None:
     assert measure_leakage(lambda channels: make_normalization(name, channels)) == 0.0
+
+
+def compute_beside(layer: nn.Module, item: torch.Tensor, mate: torch.Tensor) -> torch.Tensor:
+    return layer(torch.stack([item, mate]))[0]
+
+
+@pytest.mark.parametrize("name", ["group", "layer", "instance", "none", "layer norm", "tracking instance"])
+def test_layers_taken_to_see_one_item_compute_the_same_beside_any_other(name) -> None:
+    """What an unmeasured 0 rests on: training mode, the item's own output bit for bit."""
+    others = {
+        "layer norm": nn.LayerNorm([4, 2, 2, 2]),
+        "tracking instance": nn.InstanceNorm3d(4, track_running_stats=True),
+    }
+    layer = (others[name] if name in others else make_normalization(name, 4)).train()
+    assert measure_leakage(lambda channels: layer) == 0.0  # one of the kinds that are not measured
+    item, *mates = torch.randn(3, 4, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    outputs = [compute_beside(layer, item, mate) for mate in (mates[0], 100 * mates[1] + 7)]
+    assert torch.equal(*outputs)
+    batch_norm = nn.BatchNorm3d(4)
+    assert not torch.equal(*(compute_beside(batch_norm, item, mate) for mate in mates))
 
 
 def test_the_seed_decides_and_the_layer_is_measured_late_in_training() -> None:

@@ -7,9 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from medseg_brn.probes.statistics import estimation_shift, statistics_drift, worker_divergence
+from medseg_brn.networks.mabn import MABN3d
+from medseg_brn.probes.statistics import (
+    as_tracked,
+    estimation_shift,
+    is_centred,
+    statistics_drift,
+    worker_divergence,
+)
 
 numbers = st.lists(st.tuples(st.floats(-50, 50), st.floats(0, 100)), min_size=3, max_size=3)
 
@@ -17,6 +25,14 @@ numbers = st.lists(st.tuples(st.floats(-50, 50), st.floats(0, 100)), min_size=3,
 def channels(values) -> tuple[torch.Tensor, torch.Tensor]:
     mean, var = zip(*values, strict=True)
     return torch.tensor(mean, dtype=torch.float64), torch.tensor(var, dtype=torch.float64)
+
+
+def test_what_layers_track_of_features() -> None:
+    mean, var = torch.tensor([3.0, 0.0]), torch.tensor([4.0, 1.0])
+    assert is_centred(nn.BatchNorm3d(2)) and not is_centred(MABN3d(2))
+    assert as_tracked(nn.BatchNorm3d(2), mean, var) == (mean, var)
+    first, second = as_tracked(MABN3d(2), mean, var)
+    assert first.tolist() == [0, 0] and second.tolist() == [13, 1]
 
 
 def test_estimation_shift_by_hand() -> None:

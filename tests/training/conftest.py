@@ -21,6 +21,7 @@ TINY = {
         "accumulation": 2,
         "optimizer": "adamw",
         "checkpoint_every": 4,
+        "probe_every": 3,
         "validate_every": 15,
         "validation_cases": 1,
     },

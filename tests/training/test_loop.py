@@ -1,5 +1,7 @@
 """The loop itself: it learns, accumulates, and stops where numbers end."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from medseg_brn.cases.cache import PreparedCase
 from medseg_brn.config import Experiment, NetworkConfig, PatchesConfig, TrainingConfig
 from medseg_brn.errors import DataError, TrainingError
+from medseg_brn.networks.batch_renorm import BatchRenorm
 from medseg_brn.patches.stream import PatchBatch, PatchStream
 from medseg_brn.training.distributed import Processes
 from medseg_brn.training.loop import make_loader, run_steps
@@ -34,18 +37,26 @@ def make_batches(count: int, size: int = 2, seed: int = 0) -> list[PatchBatch]:
     return batches
 
 
-def train(experiment: Experiment, batches: list[PatchBatch]):
+def train(experiment: Experiment, batches: list[PatchBatch], last: int | None = None):
+    """State and records after the experiment's steps, or after step `last` of them."""
     state = make_state(experiment, 1, 2, CPU)
     records = []
-    run_steps(
-        state,
-        iter(batches),
-        experiment,
-        0,
-        dtype=torch.float32,
-        processes=Processes(),
-        after_step=records.append,
-    )
+
+    def keep(record):
+        records.append(record)
+        if record.step == last:
+            raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        run_steps(
+            state,
+            iter(batches),
+            experiment,
+            0,
+            dtype=torch.float32,
+            processes=Processes(),
+            after_step=keep,
+        )
     return state, records
 
 
@@ -53,6 +64,35 @@ def test_the_loss_falls():
     _, records = train(make_experiment(steps=25, learning_rate=0.1), make_batches(25))
     assert records[-1].loss < 0.5 * records[0].loss
     assert [record.step for record in records] == list(range(1, 26))
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_renorm", "mabn"])
+def test_statistics_are_left_alone_once_they_are_frozen(norm):
+    batches = make_batches(8)
+    frozen, _ = train(make_experiment(norm, steps=8, freeze_statistics_at=0.5), batches)
+    half, _ = train(make_experiment(norm, steps=8, freeze_statistics_at=0.5), batches[:4], last=4)
+    for name, value in frozen.network.state_dict().items():
+        if "running" in name:
+            assert torch.equal(value, half.network.state_dict()[name])
+        elif name.endswith("conv.weight"):
+            assert not torch.equal(value, half.network.state_dict()[name])
+
+
+def test_a_step_is_announced_when_the_norms_are_ready_for_it():
+    experiment = make_experiment(steps=4)
+    state = make_state(experiment, 1, 2, CPU)
+    counts = []
+    layer = next(m for m in state.network.modules() if isinstance(m, BatchRenorm))
+    run_steps(
+        state,
+        iter(make_batches(4)),
+        experiment,
+        0,
+        dtype=torch.float32,
+        processes=Processes(),
+        before_step=lambda step: counts.append((step, int(layer.num_batches_tracked))),
+    )
+    assert counts == [(1, 0), (2, 1), (3, 2), (4, 3)]
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():

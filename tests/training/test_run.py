@@ -4,11 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from medseg_brn.cases.phantom import make_phantom
+from medseg_brn.errors import DivergenceError
 from medseg_brn.experiment import parse_experiment
-from medseg_brn.models.package import load_model
+from medseg_brn.models.package import load_model, load_network
+from medseg_brn.networks.surgery import recalibrate
+from medseg_brn.patches.stream import PatchStream
 from medseg_brn.reports.step_records import read_metrics
+from medseg_brn.training.data import prepare_training_data
 from medseg_brn.training.run import train_run
 from medseg_brn.volumes.reading import read_volume
 
@@ -72,3 +77,42 @@ def test_without_a_fold_every_case_is_trained_on(abdomens, tmp_path):
     assert "No validation data" in (tmp_path / "run" / "report.html").read_text()
     label_map = load_model(tmp_path / "run").predict(abdomens / "imagesTr" / "abdomen_000.nii.gz")
     assert set(np.unique(label_map.array)) <= {0, 1, 2, 3}
+
+
+def test_recalibration_sets_the_statistics_of_more_patches(abdomens, tmp_path):
+    plain = {"network": {"norm": "batch"}, "training": {"ema_decay": None}}
+    train_run(make_experiment(abdomens, **plain), tmp_path / "plain")
+    plain["training"]["recalibration_patches"] = 5
+    experiment = make_experiment(abdomens, **plain)
+    train_run(experiment, tmp_path / "run")
+
+    network, _ = load_network(tmp_path / "plain")
+    data = prepare_training_data(experiment, tmp_path / "plain", lambda *_: None)
+    stream = PatchStream(data.training, experiment.patches, experiment.seed)
+    seen = experiment.training.steps * experiment.training.batch_size
+    patches = [
+        torch.stack([stream[seen + 2 * n]["image"], stream[seen + 2 * n + 1]["image"]]) for n in range(3)
+    ]
+    expected = recalibrate(network, patches).state_dict()
+    found = load_network(tmp_path / "run")[0].state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_runs_may_share_their_prepared_cases(abdomens, tmp_path):
+    shared = tmp_path / "shared"
+    for seed in (0, 1):
+        experiment = make_experiment(abdomens, dataset={"split_seed": 0}).model_copy(update={"seed": seed})
+        train_run(experiment, tmp_path / f"run{seed}", data_folder=shared)
+    assert not (tmp_path / "run0" / "cache").exists()
+    splits = [(tmp_path / f"run{seed}" / "split.json").read_text() for seed in (0, 1)]
+    assert splits[0] == splits[1] == (shared / "split.json").read_text()
+
+
+def test_a_network_spoilt_by_its_last_step_is_told(abdomens, tmp_path):
+    wild = {"optimizer": "sgd", "learning_rate": 1e38, "steps": 1, "warmup_fraction": 0, "ema_decay": None}
+    experiment = make_experiment(abdomens, training={**wild, "gradient_clip": None, "validate_every": None})
+    with pytest.raises(DivergenceError, match="tensors of the trained network are not finite, first "):
+        train_run(experiment, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()

@@ -26,6 +26,8 @@ from medseg_brn.reports.page import Figure
 
 BAND = 0.15
 """Relative difference from theory that still counts as agreement."""
+LEAST = 1e-5
+"""A difference of probabilities below it is rounding, and lies below a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def draw_by_norm(
     """One panel per batch size, one row per norm, every value a mark, the mean as a line and in numbers.
 
     What is below the floor is an open mark at the left edge. On a logarithmic scale the floor lies below all
-    positive values, so that the open marks are those of zeros.
+    values from `LEAST` up, so that the open marks are those of zeros and of rounding.
 
     Args:
         values: batch size -> norm -> values; NaN is left out, what is missing is a dash.
@@ -254,16 +256,16 @@ def _draw_row(axes: Axes, place: int, values: np.ndarray, look: Look, floor: flo
 
 
 def _find_log_floor(values: np.ndarray) -> float:
-    """A power of ten at most half the smallest positive value."""
-    positive = values[values > 0]
-    return float(10 ** np.floor(np.log10(positive.min() / 2))) if positive.size else 1e-6
+    """A power of ten at most half the smallest value from `LEAST` up."""
+    shown = values[values >= LEAST]
+    return float(10 ** np.floor(np.log10(shown.min() / 2))) if shown.size else LEAST
 
 
 def _scale_values(axes: Axes, values: np.ndarray, floor: float, log_scale: bool) -> None:
     """The value axis of `draw_by_norm`, shared by all panels."""
     if log_scale:
         axes.set_xlim(floor, 1.5 * max(values.max(initial=floor), 10 * floor))
-        label_decades(axes.xaxis, *axes.get_xlim(), most=4)
+        label_decades(axes.xaxis, *axes.get_xlim(), most=3)
     elif values.size:
         low, high = max(float(values.min()), floor), float(values.max())
         margin = 0.04 * max(high - low, 0.02)

@@ -33,8 +33,11 @@ class Cell:
     """The cell as it stands in `summary.json`."""
 
     def number(self, key: str) -> float:
-        """A value as a float; NaN where it is missing, null, or no number."""
-        return as_number(self.values.get(key))
+        """A value as a float; NaN where it is missing, null, or no number. A dot leads to an inner value."""
+        value: Any = self.values
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return as_number(value)
 
     def defined(self, key: str) -> float | None:
         """The same for tables, where None is a dash."""
@@ -50,10 +53,7 @@ class Cell:
 
     def theory_and_measured(self, key: str) -> tuple[float, float]:
         """What theory predicts and what was measured; NaN where undefined."""
-        pair = self.values.get(key)
-        if not isinstance(pair, Mapping):
-            return math.nan, math.nan
-        return as_number(pair.get("theory")), as_number(pair.get("measured"))
+        return self.number(f"{key}.theory"), self.number(f"{key}.measured")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,14 @@ class Run:
     status: str
     """`finished`, `diverged` or `failed`."""
     error: str
+    """Why it did not finish; of a finished run, why it could not be probed. Empty where all went well."""
     dice: float
     """Mean foreground Dice in evaluation mode; NaN where there is none."""
+
+    @property
+    def outcome(self) -> str:
+        """The status in words."""
+        return "finished, not probed" if self.status == "finished" and self.error else self.status
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from medseg_brn.reports.comparison.texts import say_input
 from medseg_brn.reports.comparison.verdicts import make_verdict_table
 from medseg_brn.reports.comparison.words import (
     describe_setting,
+    make_batch_size_table,
     make_cell_tables,
     make_run_table,
     make_summary,
@@ -37,6 +38,7 @@ from medseg_brn.reports.comparison.words import (
 from medseg_brn.reports.page import Block, Facts, Figure, Gallery, Page, Paragraph, Section, write_page
 
 EDGE = "An open mark at the edge lies beyond it; its number says where."
+LOGARITHMIC = "logarithmic. An open mark at the left edge lies below the axis; the number 0 is exactly 0."
 
 
 def write_comparison_report(folder: Path) -> None:
@@ -81,7 +83,7 @@ def _describe_quality(record: ComparisonRecord, looks: Looks) -> list[Block]:
         blocks += [Paragraph(explain.DICE), Gallery(means, wide=True)]
     if spreads:
         blocks += [Paragraph(explain.SPREAD), Gallery(spreads, wide=True)]
-    return blocks
+    return [*blocks, *make_batch_size_table(record)]
 
 
 def _draw_dice(record: ComparisonRecord, looks: Looks, input_name: str) -> Figure | None:
@@ -92,12 +94,13 @@ def _draw_dice(record: ComparisonRecord, looks: Looks, input_name: str) -> Figur
         )
     if not any(np.isfinite(point.value) for points in lines.values() for point in points):
         return None
+    covered = "for other cases only" if record.seeds == 1 else "over seeds and cases together"
     return draw_by_batch_size(
         lines,
         looks,
         label=f"Mean foreground Dice, {say_input(input_name)}",
-        caption="Mean over seeds and its 95\u00a0% interval. Marks of one batch size stand side by side. "
-        f"{EDGE}",
+        caption=f"Mean over seeds and its 95\u00a0% interval {covered}. Marks of one batch size stand "
+        f"side by side. {EDGE}",
         floor=find_dice_floor([cell.number("dice_mean") for cell in record.cells_of(input_name)]),
     )
 
@@ -125,15 +128,14 @@ def _describe_disparity(record: ComparisonRecord, looks: Looks) -> list[Block]:
         looks,
         "train_eval_disparity",
         "Train/eval disparity",
-        "Mean difference of the foreground probability between the two modes; logarithmic.",
+        f"Mean difference of the class probabilities between the two modes; {LOGARITHMIC}",
     )
     mismatch = _draw_metric(
         record,
         looks,
         "tile_mismatch",
         "Tile mismatch",
-        "Mean difference of the foreground probability, far from tile borders; logarithmic. An open mark at "
-        "the left edge with the number 0 is exactly 0.",
+        f"Mean difference of the class probabilities; {LOGARITHMIC}",
     )
     blocks: list[Block] = []
     if disparity:

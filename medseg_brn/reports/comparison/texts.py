@@ -11,6 +11,11 @@ SPREAD = (
     "good are marks close together and far to the right."
 )
 
+BATCH_SIZE = (
+    "How far Dice depends on the batch size: what each doubling adds (a straight line over the batch sizes, "
+    "mean over seeds; 0 is best), and what is left at the smallest of the Dice at the largest (1 is best)."
+)
+
 DISPARITY = (
     "Some norms compute one thing while they are trained (with the batch's own statistics) and another "
     "when they are used (with stored ones). The train/eval disparity says how far the two outputs of one "
@@ -19,8 +24,9 @@ DISPARITY = (
 
 TILE_MISMATCH = (
     "Large volumes are segmented tile by tile. If a norm takes its statistics from the tile, the same "
-    "place gets another answer in another tile, and seams appear. The tile mismatch is the difference "
-    "between tiles and the volume in one piece. Good is small; 0 means that tiling cannot be seen."
+    "place gets another answer in another tile, and seams appear. The tile mismatch is how far answers move "
+    "when the norms take their statistics from the tile instead of the whole volume, all else (and what the "
+    "convolutions see) being equal. Good is small; 0 means that tiling cannot be seen."
 )
 
 SEAMS = (
@@ -32,19 +38,22 @@ SEAMS = (
 
 NOISE = (
     "A batch's mean and variance are estimates, and small batches make them noisy. Theory predicts how "
-    "noisy, from the number of independent values in a batch. Marks on the diagonal mean that the noise "
-    "is understood; marks above it mean more noise than predicted. Further to the upper right is noisier."
+    "noisy, from statistics of single patches; it is measured on batches of other patches. Marks on the "
+    "diagonal mean that the noise is understood; marks above it mean more noise than predicted. Further to "
+    "the upper right is noisier."
 )
 
 CLIP_RATES = (
     "Batch renormalization corrects the batch's statistics by a factor r and a shift d, and clips both. "
     "The clip rate is the share of channels where a clip was hit. Where it is high, the layer behaves "
-    "like plain batch normalization; good is a rate that falls towards 0 once the limits have opened."
+    "like plain batch normalization; good is a rate that falls towards 0 once the limits have opened. The "
+    "curves are those of the training batches at the limits of their step; the tables below give those of "
+    "the finished network, on patches it has not seen."
 )
 
 DRIFT = (
-    "The running statistics are what a trained network uses. Their drift says how far they moved since "
-    "the sample before, in units of their own spread. Good is a curve that falls: the statistics settle."
+    "The running statistics are what a trained network uses. Their drift says how far one step "
+    "moves them, in units of their own spread. Good is a curve that falls: the statistics settle."
 )
 
 LOSS = (
@@ -55,7 +64,7 @@ LOSS = (
 
 COST = (
     "What a training step costs on the machine named above. Lower is better. Runs that share the machine "
-    "slow one another down, so small differences mean little."
+    "slow one another down, so the fastest run's time is given, and small differences mean little."
 )
 
 SETTING = (
@@ -65,9 +74,12 @@ SETTING = (
 )
 
 VERDICTS = (
-    "Each claim with the size of its effect, the 95 % interval of that size, and the probability of such "
-    "an effect by chance, adjusted for the number of claims. An interval that contains 0 does not say "
-    "that two norms are equal, only that these runs do not tell them apart."
+    "Each claim with the size of its effect, and the probability of such an effect by chance, adjusted by "
+    "Holm's method within each question. For Dice, From and To are 95 % intervals over seeds and cases "
+    "together; for what is measured once per run, over seeds; a difference in spread has a test (Brown and "
+    "Forsythe's), but no interval. An interval that contains 0 does not say that two norms are equal, only "
+    "that these runs do not tell them apart. With fewer than five seeds, a norm that fails only now and then "
+    "may not have failed here."
 )
 
 QUESTIONS = {
@@ -88,7 +100,11 @@ BETTER = {
 
 INPUTS = {
     "zscored": ("z-scored intensities", "each volume is brought to mean 0 and standard deviation 1"),
-    "raw": ("raw intensities", "each volume keeps its own offset and scale"),
+    "raw": (
+        "raw intensities",
+        "each volume keeps its own offset and scale; noise and brightness changes of the augmentation, given "
+        "in units of normalized intensities, have next to no effect there",
+    ),
 }
 """Input normalization -> in a few words, and what it does."""
 
@@ -97,13 +113,24 @@ COLUMN_NOTES = {
     "Dice, eval − train": "change of Dice from the batch's own statistics to the stored ones; 0 is good",
     "Shift of mean, of variance": "distance of the stored statistics from the population's, relative to its "
     "spread; 0 is good",
-    "Drift": "movement of the stored statistics at the end of training; small is good",
-    "Clip rate, clipped mass": "share of channels where r or d met its limit, and how much was cut off",
-    "Worker divergence": "difference between statistics of workers that each saw their own data; 0 is good",
+    "Departure of scale, of mean": "distance of the batch's statistics from the running ones: mean "
+    "|ln(σ_B/σ)| and |μ_B − μ|/σ, over the last quarter of the samples taken in training; small is good",
+    "Drift": "how far a step moved the stored statistics, mean over the last quarter of the samples; small "
+    "is good",
+    "Clip rate, clipped mass": "share of channels where r or d met its limit, and how much was cut off: in "
+    "the finished network, at its final limits, on patches it has not seen",
+    "Worker divergence": "difference between the statistics of two workers that each saw half of the "
+    "patches; 0 is good",
     "Leakage": "accuracy gained in training mode by looking at batchmates, beyond what one volume can tell; "
     "0 is good",
-    "Intraclass correlation": "share of the statistics' variance that comes from differences between volumes",
-    "Gradient noise scale": "batch size at which noise and signal of the gradient are equal",
+    "Noise of variance, of mean": "spread of the batch's statistics over batches, relative to the variance "
+    "and to the standard deviation of the population; small is good",
+    "First order": "the textbook's prediction of the variance's noise, about the population's mean instead "
+    "of the batch's own",
+    "Effective sample size": "number of independent voxels that would be as noisy as one patch",
+    "Intraclass correlation": "share of the features' variance that lies between patches",
+    "Gradient noise scale": "batch size at which noise and signal of the gradient are equal; median of the "
+    "runs",
     "Gradient fidelity": "cosine between the training gradient and that of the function in use; 1 is good",
     "Batchmate dependence": "how much a volume's output varies with the others in its batch; 0 is good",
     "Backward cross-talk": "how much a volume's gradient depends on the others in its batch; 0 is good",

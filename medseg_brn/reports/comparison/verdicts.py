@@ -31,13 +31,14 @@ def conclude(record: ComparisonRecord) -> list[Block]:
     unclear = len(verdicts) - len(clear)
     if unclear:
         seeds = f"{record.seeds} seed{'s' if record.seeds != 1 else ''}" if record.seeds else "these seeds"
-        few = " One seed cannot tell a difference from luck." if record.seeds == 1 else ""
-        blocks.append(
-            Paragraph(
-                f"Cannot be concluded: {unclear} of {len(verdicts)} comparisons are not distinguishable with "
-                f"{seeds} and {record.summary.get('cases', '–')} cases.{few} That is no proof of equality."
-            )
+        cases = f"{record.summary.get('cases', '–')} cases"
+        few = " One seed cannot tell a difference between norms from luck." if record.seeds == 1 else ""
+        told = (
+            f"Cannot be concluded: {unclear} of {len(verdicts)} comparisons are not distinguishable with "
+            if clear
+            else f"Nothing is concluded: none of {len(verdicts)} comparisons is distinguishable with "
         )
+        blocks.append(Paragraph(f"{told}{seeds} and {cases}.{few} That is no proof of equality."))
     return blocks
 
 

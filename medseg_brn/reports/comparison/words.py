@@ -14,7 +14,7 @@ from medseg_brn.reports.comparison.record import (
     find_run_file,
     finite_or_none,
 )
-from medseg_brn.reports.comparison.texts import INPUTS, SETTING, say_input
+from medseg_brn.reports.comparison.texts import BATCH_SIZE, INPUTS, SETTING, say_input
 from medseg_brn.reports.comparison.verdicts import conclude
 from medseg_brn.reports.page import Block, Column, Facts, Link, Paragraph, Table, Tile, Tiles
 
@@ -25,21 +25,35 @@ QUALITY = {
     "dice_mean": Column("Dice", ".3f"),
     "dice_sd": Column("SD", ".3f"),
     "dice_worst": Column("Worst", ".3f"),
+    "spike_fraction": Column("Spikes", ".2%"),
+}
+USE = {
     "dice_disparity": Column("Dice, eval − train", "+.3f"),
     "train_eval_disparity": Column("Train/eval disparity", ".2g"),
     "tile_mismatch": Column("Tile mismatch", ".2g"),
-    "spike_fraction": Column("Spikes", ".2%"),
+    "leakage": Column("Leakage", ".3f"),
 }
 STATISTICS = {
     "estimation_shift": Column("Shift of mean", ".3g"),
     "estimation_shift_var": Column("Shift of variance", ".3g"),
+    "scale_departure": Column("Departure of scale", ".2g"),
+    "shift_departure": Column("Departure of mean", ".2g"),
     "statistics_drift": Column("Drift", ".2g"),
+    "worker_divergence": Column("Worker divergence", ".2g"),
+}
+CLIPS = {
     "clip_rate_r": Column("Clip rate r", ".1%"),
     "clip_rate_d": Column("Clip rate d", ".1%"),
     "clipped_mass_r": Column("Clipped mass r", ".2g"),
     "clipped_mass_d": Column("Clipped mass d", ".2g"),
-    "worker_divergence": Column("Worker divergence", ".2g"),
-    "leakage": Column("Leakage", ".3f"),
+}
+NOISE = {
+    "variance_noise.measured": Column("Noise of variance", ".3g"),
+    "variance_noise.theory": Column("Predicted", ".3g"),
+    "variance_noise_first_order": Column("First order", ".3g"),
+    "mean_noise.measured": Column("Noise of mean", ".3g"),
+    "mean_noise.theory": Column("Predicted", ".3g"),
+    "effective_sample_size": Column("Effective sample size", ".3g"),
     "intraclass_correlation": Column("Intraclass correlation", ".3f"),
 }
 GRADIENTS = {
@@ -86,12 +100,40 @@ def describe_setting(record: ComparisonRecord) -> list[Block]:
     ]
 
 
+def make_batch_size_table(record: ComparisonRecord) -> list[Block]:
+    """How far each norm depends on the batch size; nothing with one batch size."""
+    listed = record.summary.get("batch_size_dependence")
+    rows: list[list[str | float | None]] = []
+    for row in map(_mapping, listed if isinstance(listed, list) else []):
+        numbers = (as_number(row.get(key)) for key in ("batch_size_slope", "batch_size_ratio"))
+        rows.append([str(row.get("norm")), str(row.get("input")), *map(finite_or_none, numbers)])
+    if len(record.batch_sizes) < 2 or not rows:
+        return []
+    smallest, largest = record.batch_sizes[0], record.batch_sizes[-1]
+    columns = [
+        Column("Norm"),
+        Column("Input"),
+        Column("Dice per doubling", "+.3f"),
+        Column(f"Dice at {smallest} / at {largest}", ".3f"),
+    ]
+    return [
+        Paragraph(BATCH_SIZE),
+        Table("Dependence on the batch size; click a heading to sort.", columns, rows),
+    ]
+
+
 def make_cell_tables(record: ComparisonRecord) -> list[Block]:
-    """Every figure of every cell, in tables that fit a screen; columns without a value are left out."""
+    """Every figure of every cell, in tables that fit a screen.
+
+    Columns without a value are left out, and cells without one: clips are renorm's alone.
+    """
     tables: list[Block] = []
     for caption, columns in (
         ("Quality and stability", QUALITY),
-        ("Statistics of the norm layers", STATISTICS),
+        ("Training against use", USE),
+        ("Running statistics", STATISTICS),
+        ("What the clips cut off", CLIPS),
+        ("Noise of a batch's statistics", NOISE),
         ("Gradients, time and memory", GRADIENTS),
     ):
         known = [key for key in columns if any(cell.defined(key) is not None for cell in record.cells)]
@@ -108,6 +150,7 @@ def make_cell_tables(record: ComparisonRecord) -> list[Block]:
                     [
                         [cell.norm, cell.batch_size, cell.input, *(cell.defined(key) for key in known)]
                         for cell in record.cells
+                        if any(cell.defined(key) is not None for key in known)
                     ],
                 )
             )
@@ -118,17 +161,18 @@ def make_run_table(record: ComparisonRecord) -> list[Block]:
     """What went wrong first, then every run, with a link to its own report where it has one."""
     if not record.runs:
         return []
-    broken = [run for run in record.runs if run.status != "finished"]
+    broken = [run for run in record.runs if run.outcome != "finished"]
     head = [Column("Run"), Column("Norm"), Column("Batch size", "g"), Column("Input"), Column("Seed", "g")]
     blocks: list[Block] = []
     if broken:
         rows = [
-            [run.name, run.norm, run.batch_size, run.input, run.seed, run.status, run.error or None]
+            [run.name, run.norm, run.batch_size, run.input, run.seed, run.outcome, run.error or None]
             for run in broken
         ]
-        blocks.append(Table("Runs that diverged or failed", [*head, Column("Status"), Column("Error")], rows))
+        caption = "Runs that diverged, failed or could not be probed"
+        blocks.append(Table(caption, [*head, Column("Status"), Column("Error")], rows))
     else:
-        blocks.append(Paragraph(f"All {len(record.runs)} runs finished."))
+        blocks.append(Paragraph(f"All {len(record.runs)} runs finished and were probed."))
     every = [
         [
             Link(run.name, f"runs/{run.name}/report.html")
@@ -138,7 +182,7 @@ def make_run_table(record: ComparisonRecord) -> list[Block]:
             run.batch_size,
             run.input,
             run.seed,
-            run.status,
+            run.outcome,
             finite_or_none(run.dice),
         ]
         for run in record.runs
@@ -155,8 +199,9 @@ def _make_tiles(record: ComparisonRecord) -> list[Tile]:
         tiles.append(Tile("Best cell, mean Dice", f"{best.number('dice_mean'):.3f}", _tell_cell(best)))
     tiles.append(_make_stability_tile(record))
     runs = sum(cell.count("runs") for cell in record.cells)
-    lost = Counter(run.status for run in record.runs)
-    lost_note = ", ".join(f"{lost[name]} {name}" for name in ("diverged", "failed") if lost[name])
+    lost = Counter(run.outcome for run in record.runs)
+    outcomes = ("diverged", "failed", "finished, not probed")
+    lost_note = "; ".join(f"{lost[name]} {name}" for name in outcomes if lost[name])
     tiles.append(Tile("Runs", str(len(record.runs) or runs), lost_note or "none diverged or failed"))
     collapsed = sum(cell.count("collapsed") for cell in record.cells)
     tiles.append(Tile("Collapsed", str(collapsed), "diverged, or a Dice below half the median"))
@@ -207,12 +252,10 @@ def _tell_learning_rate(rate: Mapping[str, Any]) -> str:
 def _tell_machine(machine: Mapping[str, Any]) -> str:
     parts = {
         "cpu": "{}",
-        "cores": "{} cores",
         "torch": "torch {}",
-        "threads_per_run": "{} threads per run",
-        "runs_at_once": "{} runs at once",
+        "threads_per_run": "threads per run: {}",
     }
-    return ", ".join(form.format(machine[key]) for key, form in parts.items() if machine.get(key) is not None)
+    return ", ".join(form.format(machine[key]) for key, form in parts.items() if machine.get(key))
 
 
 def _explain_input(name: str) -> str:

@@ -12,6 +12,7 @@ from medseg_brn.reports.comparison.record import find_run_file, read_comparison,
 from medseg_brn.reports.comparison.report import find_dice_floor, write_comparison_report
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7 * 7 }}"
+RATES = {"clipping": 0.25, "without clips": None}
 RUN = {"name": "r0", "input": "zscored", "norm": "batch_renorm", "batch_size": 1, "seed": 0}
 
 
@@ -60,7 +61,7 @@ def test_a_large_comparison_has_every_section_and_loads_nothing(folders, tmp_pat
     assert "The loss is NaN at step 40." in html
     assert html.count("data:image/png") == 11  # one norm diverged before it had any seams
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', html)
-    assert "64 of 80 comparisons are not distinguishable with 3 seeds and 24 cases" in html
+    assert "55 of 68 comparisons are not distinguishable with 3 seeds and 24 cases" in html
 
 
 @pytest.mark.slow
@@ -82,6 +83,7 @@ def test_an_empty_summary_and_null_everywhere_are_reported(folders, tmp_path):
     cell = {"norm": "a", "batch_size": 1, "input": "raw", "dice_mean": None, "variance_noise": None}
     cell |= {"dice_interval": [None, 1], "mean_noise": {"measured": None}, "tile_mismatch": "much"}
     nulls = dict.fromkeys(("budget", "machine", "learning_rate", "norm_options", "verdicts", "seeds"))
+    nulls |= {"batch_size_dependence": [None, {"batch_size_slope": "much"}], "batch_sizes": [1, 2]}
     report(folders.make_small(tmp_path, cells=[cell], **nulls))
 
 
@@ -92,6 +94,61 @@ def test_a_norm_whose_runs_all_failed_is_listed_with_its_errors(folders, tmp_pat
     html = report(tmp_path)
     assert html.count("no room") == 2
     assert "2 failed" in html
+
+
+def test_a_run_that_could_not_be_probed_is_listed_beside_the_failed_ones(folders, tmp_path):
+    folders.make_small(tmp_path)
+    rows = [run_row(), run_row(name="r1", seed=1, error="not probed: ModelError: no loss of this kind")]
+    folders.write_runs(tmp_path, rows)
+    html = report(tmp_path)
+    assert "no loss of this kind" in html
+    assert html.count("finished, not probed") == 3  # in a tile, and in both tables
+    folders.write_runs(tmp_path, rows[:1])
+    assert "All 1 runs finished and were probed." in report(tmp_path)
+
+
+def test_one_seed_concludes_nothing(folders, tmp_path):
+    conclusion = "not distinguishable (one seed: the interval is for other cases only)"
+    verdicts = [verdict(conclusion, p=None, p_adjusted=None, batch_size=size) for size in (1, 2)]
+    html = report(folders.make_small(tmp_path, verdicts=verdicts, cases=7))
+    assert (
+        "Nothing is concluded: none of 2 comparisons is distinguishable with 1 seed and 7 cases. One seed "
+        "cannot tell a difference between norms from luck."
+    ) in html
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [(1, "for other cases only"), (3, "over seeds and cases together")]
+)
+def test_the_interval_of_dice_says_what_it_covers(folders, tmp_path, seeds, said):
+    assert f"95\u00a0% interval {said}." in report(folders.make_small(tmp_path, seeds=seeds))
+
+
+def test_dependence_on_the_batch_size_is_a_table(folders, tmp_path):
+    row = {"norm": "batch_renorm", "input": "zscored", "batch_size_slope": 0.0123, "batch_size_ratio": None}
+    html = report(folders.make_small(tmp_path, batch_sizes=[1, 8], batch_size_dependence=[row]))
+    assert "Dice at 1 / at 8" in html
+    assert "+0.012" in html
+    assert "Dice per doubling" not in report(folders.make_small(tmp_path, batch_size_dependence=[row]))
+
+
+def test_noise_is_told_beside_its_predictions(folders, tmp_path):
+    cell = {"norm": "a", "batch_size": 1, "input": "raw", "effective_sample_size": 321}
+    cell |= {"variance_noise": {"measured": 0.123, "theory": None}}
+    html = report(folders.make_small(tmp_path, cells=[cell]))
+    assert "0.123" in html
+    assert "321" in html
+    assert "Departure of scale</" not in html
+
+
+def test_tables_leave_out_cells_without_a_value(folders, tmp_path):
+    cells = [
+        {"norm": norm, "batch_size": 1, "input": "raw", "clip_rate_r": rate} for norm, rate in RATES.items()
+    ]
+    html = report(folders.make_small(tmp_path, cells=cells))
+    table = html.split("What the clips cut off", 1)[1].split("</table>", 1)[0]
+    assert "clipping" in table
+    assert "without clips" not in table
 
 
 def test_only_distinguishable_verdicts_are_told_and_the_others_counted(folders, tmp_path):
