@@ -159,7 +159,8 @@ def explain_errors(error: ValidationError, place: str, model: type[BaseModel]) -
             lines.append(f"unknown key {key!r}{_nearest_key(location, model)}")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{key or 'experiment'}: {message} (got {_short(problem.get('input'))})")
+            got = f"{key}: {message} (got {_short(problem.get('input'))})"
+            lines.append(got if key else message)
     return f"{place}: " + "; ".join(dict.fromkeys(lines))
 
 

@@ -22,6 +22,9 @@ QUESTIONS = ("dice", "disparity", "tile_mismatch", "spread", "batch_size_slope")
 LEVEL = 0.05
 """An adjusted p below it makes a difference distinguishable."""
 
+ROUNDING = 1e-6
+"""Differences of probabilities below it are those of float32, and count as 0."""
+
 _MEASURED = {
     "disparity": ("train_eval_disparity", "a smaller train/eval disparity"),
     "tile_mismatch": ("tile_mismatch", "a smaller tile mismatch"),
@@ -126,6 +129,7 @@ def _compare_measurements(ours: list[RunResult], theirs: list[RunResult]) -> lis
         values = [
             one.measurement(key) - other.measurement(key) for one, other in zip(ours, theirs, strict=True)
         ]
+        values = [0.0 if abs(value) < ROUNDING else value for value in values]
         measured = np.count_nonzero(~np.isnan(values))
         caveat = f"{measured} of {len(values)} seeds have it" if measured < len(values) else ""
         estimate = estimate_scalar(np.array(values))

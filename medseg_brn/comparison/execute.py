@@ -75,8 +75,8 @@ def run_comparison(
     for run in planned:
         check_network(run.experiment, device)
     _check_runs(planned, folder)
-    write_text_atomic(folder / "comparison.yaml", dump_experiment(comparison))
     _prepare_data(planned, folder, progress)
+    write_text_atomic(folder / "comparison.yaml", dump_experiment(comparison))
 
     probes = comparison.probes
     results = {run.name: done for run in planned if (done := read_result(folder / "runs" / run.name, probes))}
@@ -161,13 +161,13 @@ def _prepare_data(planned: Sequence[PlannedRun], folder: Path, progress: Progres
         path = folder / "data" / source / "config.yaml"
         if path.is_file():
             _refuse_differences(path, load_experiment(path), prepared_with)
-        write_text_atomic(path, dump_experiment(prepared_with))
         prepare_training_data(
             experiment,
             path.parent,
             lambda stage, done, total, source=source: progress(f"{source}: {stage}", done, total),  # type: ignore[misc]
             core_count(),
         )
+        write_text_atomic(path, dump_experiment(prepared_with))
 
 
 def _do_run(run: PlannedRun, folder: Path, probes: ProbesConfig, threads: int) -> RunResult:

@@ -42,7 +42,7 @@ _NOISES = ("variance_noise", "mean_noise")
 """Measured as `<name>_measured` and predicted as `<name>_theory`."""
 
 _REDUCED: dict[str, Callable[[np.ndarray], Any]] = {
-    "gradient_noise_scale": np.median,  # a ratio; where its denominator is near 0 a run would be all of the mean
+    "gradient_noise_scale": np.median,  # a ratio: one run with a denominator near 0 would be all of the mean
     "seconds_per_step": np.min,  # whatever else the machine did only added to it
 }
 """Measurements of a cell's runs that are not told by their mean."""
@@ -58,8 +58,8 @@ def summarize_cells(runs: Sequence[RunResult]) -> list[dict[str, Any]]:
     Keys: `norm`, `batch_size`, `input`; `runs` (finished or diverged), `failed`, `collapsed` (diverged, or
     Dice below half the median of the input's runs that did not diverge); `dice_mean`, `dice_sd` over seeds
     (null for one), `dice_worst`, `dice_interval` (95 %, see `estimate_mean`: for other cases and, with two
-    seeds or more, other seeds); the measurements; `variance_noise` and `mean_noise` with `measured` and
-    `theory`.
+    seeds or more, other seeds; cut to 0 to 1); the measurements; `variance_noise` and `mean_noise` with
+    `measured` and `theory`.
 
     Raises:
         DataError: two runs are of the same input, batch size, norm and seed.
@@ -142,7 +142,7 @@ def _summarize_dice(runs: list[RunResult], cases: Sequence[str], collapsed: set[
         "dice_mean": float(dice.mean()) if dice.size else None,
         "dice_sd": float(dice.std(ddof=1)) if dice.size > 1 else None,
         "dice_worst": float(dice.min()) if dice.size else None,
-        "dice_interval": None if math.isnan(estimate.low) else [estimate.low, estimate.high],
+        "dice_interval": None if math.isnan(estimate.low) else [max(estimate.low, 0), min(estimate.high, 1)],
     }
 
 

@@ -92,6 +92,17 @@ def make_svg(figure: Figure, description: str) -> Markup:
     return Markup(svg)
 
 
+def make_svg_file(drawing: Markup) -> str:
+    """A drawing of `make_svg` as a file of its own, in its own colours on white paper."""
+    svg = str(drawing)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(variable, colour)
+    opening, content = svg.split(">", 1)
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    paper = '<rect width="100%" height="100%" fill="white"/>'
+    return f"{opening.replace('<svg', f'<svg {names}', 1)}>{paper}{content}"
+
+
 def make_image(figure: Figure, description: str, dots_per_inch: int = 150) -> Markup:
     """`<img>` of a figure as PNG inside the page."""
     buffer = io.BytesIO()

@@ -65,6 +65,17 @@ def diverge(run: RunResult) -> RunResult:
 BETTER = {"batch": {1: 0.6, 2: 0.7}, "batch_renorm": {1: 0.8, 2: 0.8}, "group": {1: 0.8, 2: 0.8}}
 
 
+def test_rounding_is_no_difference() -> None:
+    """Renorm's disparity is some 1e-9 where GroupNorm's is exactly 0."""
+    runs = [
+        replace(make_run(norm, 1, seed, 0.8), measurements={"train_eval_disparity": disparity})
+        for norm, disparity in (("batch_renorm", 3e-9), ("group", 0.0))
+        for seed in range(5)
+    ]
+    verdict = select(judge(runs), "disparity")
+    assert (verdict.effect, verdict.p, verdict.conclusion) == (0, 1, "not distinguishable")
+
+
 class TestFamily:
     def test_claims_follow_from_the_grid(self) -> None:
         """Two others at two batch sizes: four claims per question, and a slope for each of three norms."""

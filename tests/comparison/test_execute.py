@@ -91,7 +91,7 @@ def test_the_summary_fills_every_cell(grid):
 
 
 def test_the_report_is_one_page_that_names_every_norm(grid):
-    page = (grid / "report.html").read_text()
+    page = (grid / "report.html").read_text(encoding="utf-8")
     assert all(norm in page for norm in ("batch_renorm", "batch", "instance", "mabn"))
     assert "http://" not in page.replace("http://www.w3.org", "")
 
@@ -134,6 +134,7 @@ def test_a_network_spoilt_by_its_last_step_has_diverged(write_comparison, tmp_pa
     assert (result.status, result.dice) == ("diverged", 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_probed_keeps_its_dice(write_comparison, tmp_path):
     path = write_comparison(norms=["instance"], batch_sizes=[2])
     folder = tmp_path / "grid"
@@ -149,13 +150,21 @@ def test_a_run_that_cannot_be_probed_keeps_its_dice(write_comparison, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "5", "null", '{"result": {}, "probes": {}}'])
-def test_a_damaged_result_is_made_again_without_training(write_comparison, tmp_path, damage):
+def test_a_damaged_result_is_none(grid, tmp_path, damage):
+    whole = (grid / "runs" / "zscored-instance-b1-s0" / RESULT_NAME).read_text()
+    (tmp_path / RESULT_NAME).write_text(whole)
+    assert read_result(tmp_path, PROBES) is not None
+    (tmp_path / RESULT_NAME).write_text(damage)
+    assert read_result(tmp_path, PROBES) is None
+
+
+def test_a_damaged_result_is_made_again_without_training(write_comparison, tmp_path):
     path = write_comparison(norms=["instance"], batch_sizes=[2])
     folder = tmp_path / "grid"
     (first,) = run_comparison(load_comparison(path), folder, jobs=1)
     run_folder = folder / "runs" / first.name
     trained = (run_folder / "metrics.csv").stat().st_mtime_ns
-    (run_folder / RESULT_NAME).write_text(damage)
+    (run_folder / RESULT_NAME).write_text((run_folder / RESULT_NAME).read_text()[:100])
     assert run_comparison(load_comparison(path), folder, jobs=1) == [first]
     assert (run_folder / "metrics.csv").stat().st_mtime_ns == trained
 
@@ -171,6 +180,7 @@ def test_other_probes_examine_again_without_training(write_comparison, tmp_path)
     assert metrics.stat().st_mtime_ns == trained
 
 
+@pytest.mark.slow
 def test_data_prepared_with_other_options_are_refused(write_comparison, tmp_path):
     path = write_comparison(norms=["instance"], batch_sizes=[2])
     run_comparison(load_comparison(path), tmp_path / "grid", jobs=1)
@@ -191,6 +201,7 @@ def test_the_middle_is_cut_of_what_is_longer():
     assert cut_middle(image, (4, 8, 8)).tolist() == image[:, 3:7].tolist()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_and_tried_again(write_comparison, tmp_path):
     comparison = load_comparison(write_comparison(norms=["instance", "batch"], batch_sizes=[2]))
     obstacle = tmp_path / "grid" / "runs" / "zscored-batch-b2-s0" / "notes.txt"
@@ -207,6 +218,7 @@ def test_a_run_that_fails_is_told_and_tried_again(write_comparison, tmp_path):
     assert [result.status for result in results] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_more_seeds_add_runs_and_other_options_are_refused(write_comparison, tmp_path):
     path = write_comparison(norms=["instance"], batch_sizes=[2])
     run_comparison(load_comparison(path), tmp_path / "grid", jobs=1)
@@ -216,7 +228,7 @@ def test_more_seeds_add_runs_and_other_options_are_refused(write_comparison, tmp
     assert [result.seed for result in results] == [0, 1]
     assert result.stat().st_mtime_ns == before
     with pytest.raises(
-        ConfigError, match=r"was run with other options: training\.learning_rate \(0\.004 → 0\.1\)"
+        ConfigError, match=r"was made with other options: training\.learning_rate \(0\.004 → 0\.1\)"
     ):
         run_comparison(
             load_comparison(path, ["experiment.training.learning_rate=0.1"]), tmp_path / "grid", jobs=1

@@ -3,7 +3,9 @@
 import re
 from xml.etree import ElementTree
 
-from medseg_brn.reports.drawing import INK, SERIES, drawing, make_image, make_svg
+from markupsafe import Markup
+
+from medseg_brn.reports.drawing import INK, SERIES, drawing, make_image, make_svg, make_svg_file
 
 
 def draw(label: str, description: str = "a line") -> str:
@@ -27,6 +29,14 @@ def test_colours_are_the_pages():
     assert "var(--ink)" in svg
     assert SERIES[0] not in svg
     assert INK not in svg
+
+
+def test_a_file_of_its_own_is_well_formed_and_has_its_colours():
+    svg = make_svg_file(Markup(draw("Loss")))
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in svg
+    assert SERIES[0] in svg
 
 
 def test_hostile_names_are_text():

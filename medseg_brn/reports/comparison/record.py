@@ -145,6 +145,11 @@ class ComparisonRecord:
         seeds = as_number(self.summary.get("seeds"))
         return int(seeds) if math.isfinite(seeds) else 0
 
+    def batch_sizes_of(self, input_name: str) -> list[int]:
+        """Batch sizes of one input normalization, ascending."""
+        rows: list[Cell | Run] = [*self.cells, *self.runs]
+        return sorted({row.batch_size for row in rows if row.input == input_name})
+
     def cells_of(self, input_name: str) -> list[Cell]:
         """Cells of one input normalization."""
         return [cell for cell in self.cells if cell.input == input_name]

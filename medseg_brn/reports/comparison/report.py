@@ -35,14 +35,16 @@ from medseg_brn.reports.comparison.words import (
     make_run_table,
     make_summary,
 )
+from medseg_brn.reports.drawing import make_svg_file
 from medseg_brn.reports.page import Block, Facts, Figure, Gallery, Page, Paragraph, Section, write_page
+from medseg_brn.volumes.atomic import write_text_atomic
 
 EDGE = "An open mark at the edge lies beyond it; its number says where."
 LOGARITHMIC = "logarithmic. An open mark at the left edge lies below the axis; the number 0 is exactly 0."
 
 
 def write_comparison_report(folder: Path) -> None:
-    """Writes `report.html` into a comparison's folder, whole or not at all.
+    """Writes `report.html` and `dice_<input>.svg`, its main picture, into a comparison's folder, whole.
 
     Reads `summary.json`, and where they are there `runs.csv`, `probes.csv`, and of each run
     `runs/<name>/metrics.csv` and `seams.npz`. What is missing is left out of the page or said to be missing.
@@ -73,6 +75,10 @@ def write_comparison_report(folder: Path) -> None:
         [section for section in sections if section.blocks],
     )
     write_page(page, folder / "report.html")
+    for name in record.inputs:
+        figure = _draw_dice(record, looks, name)
+        if figure is not None and name.isidentifier():  # it names a file
+            write_text_atomic(folder / f"dice_{name}.svg", make_svg_file(figure.drawing))
 
 
 def _describe_quality(record: ComparisonRecord, looks: Looks) -> list[Block]:
@@ -106,7 +112,7 @@ def _draw_dice(record: ComparisonRecord, looks: Looks, input_name: str) -> Figur
 
 
 def _draw_spread(record: ComparisonRecord, looks: Looks, input_name: str) -> Figure | None:
-    values: dict[int, dict[str, list[float]]] = {size: {} for size in record.batch_sizes}
+    values: dict[int, dict[str, list[float]]] = {size: {} for size in record.batch_sizes_of(input_name)}
     for run in record.runs:
         if run.input == input_name:
             values[run.batch_size].setdefault(run.norm, []).append(run.dice)
@@ -155,7 +161,7 @@ def _draw_metric(record: ComparisonRecord, looks: Looks, key: str, label: str, c
     """A metric of every cell on a logarithmic scale, one figure per input."""
     figures = []
     for name in record.inputs:
-        values = _tabulate(record, record.cells_of(name), lambda cell: cell.number(key))
+        values = _tabulate(record.cells_of(name), lambda cell: cell.number(key))
         if _any_finite(values):
             figures.append(
                 draw_by_norm(
@@ -282,7 +288,7 @@ def _describe_cost(record: ComparisonRecord, looks: Looks) -> list[Block]:
         ("seconds_per_step", "Milliseconds per training step", 1000.0, ".0f"),
         ("peak_memory_mb", "Peak memory (MB)", 1.0, ".0f"),
     ):
-        values = _tabulate(record, record.cells, lambda cell, key=key, by=scale: by * cell.number(key))  # type: ignore[misc]
+        values = _tabulate(record.cells, lambda cell, key=key, by=scale: by * cell.number(key))  # type: ignore[misc]
         if _any_finite(values):
             caption = "One mark per input; number: their mean."
             figures.append(draw_by_norm(values, looks, label=label, caption=caption, form=form))
@@ -294,11 +300,9 @@ def _describe_cost(record: ComparisonRecord, looks: Looks) -> list[Block]:
     ]
 
 
-def _tabulate(
-    record: ComparisonRecord, cells: Sequence[Cell], tell: Callable[[Cell], float]
-) -> dict[int, dict[str, list[float]]]:
+def _tabulate(cells: Sequence[Cell], tell: Callable[[Cell], float]) -> dict[int, dict[str, list[float]]]:
     """Batch size -> norm -> values."""
-    values: dict[int, dict[str, list[float]]] = {size: {} for size in record.batch_sizes}
+    values: dict[int, dict[str, list[float]]] = {size: {} for size in sorted({c.batch_size for c in cells})}
     for cell in cells:
         values[cell.batch_size].setdefault(cell.norm, []).append(as_number(tell(cell)))
     return values

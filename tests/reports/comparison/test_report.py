@@ -127,7 +127,7 @@ def test_the_interval_of_dice_says_what_it_covers(folders, tmp_path, seeds, said
 def test_dependence_on_the_batch_size_is_a_table(folders, tmp_path):
     row = {"norm": "batch_renorm", "input": "zscored", "batch_size_slope": 0.0123, "batch_size_ratio": None}
     html = report(folders.make_small(tmp_path, batch_sizes=[1, 8], batch_size_dependence=[row]))
-    assert "Dice at 1 / at 8" in html
+    assert "Dice at smallest / at largest" in html
     assert "+0.012" in html
     assert "Dice per doubling" not in report(folders.make_small(tmp_path, batch_size_dependence=[row]))
 
