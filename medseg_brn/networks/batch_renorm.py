@@ -68,7 +68,21 @@ def _rise(step: int | Tensor, start: int, end: int) -> Limit:
     return fraction.clamp(0, 1) if isinstance(fraction, Tensor) else min(max(fraction, 0.0), 1.0)
 
 
-class BatchRenorm(_NormBase):
+class WideNorm(_NormBase):
+    """A norm whose parameters and statistics stay in float32 or wider, whatever its features are in."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the layer, but keeps its numbers wide: `half()` and `bfloat16()` are for the features."""
+
+        def apply_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = moved.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(moved.device, torch.float32) if narrowed else moved
+
+        return super()._apply(apply_wide, recurse)
+
+
+class BatchRenorm(WideNorm):
     """Batch renormalization over (N, C, ...); see `BatchRenorm3d`."""
 
     running_mean: Tensor
@@ -123,16 +137,6 @@ class BatchRenorm(_NormBase):
         if eager and may_be_repeated():
             self._first_passes.remember(output, mean, var, r, d)
         return output
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the layer, but keeps its numbers wide: `half()` and `bfloat16()` are for the features."""
-
-        def apply_wide(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            narrowed = moved.dtype in (torch.float16, torch.bfloat16)
-            return tensor.to(moved.device, torch.float32) if narrowed else moved
-
-        return super()._apply(apply_wide, recurse)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, schedule={self.schedule}"

@@ -1,20 +1,19 @@
 """Moving Average Batch Normalization layers (Yan et al. 2020, arXiv:2001.06838)."""
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _NormBase
 
+from medseg_brn.networks.batch_renorm import WideNorm
 from medseg_brn.networks.operator import batch_statistics
 from medseg_brn.networks.recomputation import FirstPasses, inside_backward, may_be_repeated
 
 
-class MABN(_NormBase):
+class MABN(WideNorm):
     """Moving average batch normalization over (N, C, ...); see `MABN3d`."""
 
     batch_dependent = True
@@ -125,16 +124,6 @@ class MABN(_NormBase):
     def _is_warm(self) -> Tensor:
         """Whether the newest batch is normalized by moving averages, 0-dim."""
         return self.num_batches_tracked > max(self.window, self.warmup - 1)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the layer, but keeps its numbers wide: `half()` and `bfloat16()` are for the features."""
-
-        def apply_wide(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            narrowed = moved.dtype in (torch.float16, torch.bfloat16)
-            return tensor.to(moved.device, torch.float32) if narrowed else moved
-
-        return super()._apply(apply_wide, recurse)
 
 
 class _RecentPsi:
