@@ -3,12 +3,12 @@
 DIR/comparison.yaml             what was asked for
     data/INPUT/                 prepared cases, which all runs share
     runs/NAME/                  one folder a run
-    runs.csv  probes.csv  summary.json  report.html
+    runs.csv  probes.csv  summary.json  report.html  dice_INPUT.svg
 """
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -81,20 +81,9 @@ def run_comparison(
     probes = comparison.probes
     results = {run.name: done for run in planned if (done := read_result(folder / "runs" / run.name, probes))}
     waiting = [run for run in planned if run.name not in results]
-    jobs = min(jobs or _count_places(device, backend), max(1, len(waiting)))
-    threads = max(1, core_count() // jobs)
-    ended = do_side_by_side(
-        partial(_do_run, folder=folder.absolute(), probes=probes, threads=threads),
-        waiting,
-        processes=jobs,
-        backend=backend,
-        on_killed=_killed,
-        threads=threads,
-        gpus=int(device.type == "cuda"),
-    )
     progress("runs", len(results), len(planned))
     told = time.monotonic()
-    for result in ended:
+    for result in _do_runs(waiting, folder, probes, device, jobs, backend):
         results[result.name] = result
         on_result(result, len(results), len(planned))
         if time.monotonic() - told > REPORT_SECONDS:
@@ -104,6 +93,28 @@ def run_comparison(
     _tell(comparison, planned, results, folder)
     progress("writing the report", 1, 1)
     return [results[run.name] for run in planned]
+
+
+def _do_runs(
+    runs: Sequence[PlannedRun],
+    folder: Path,
+    probes: ProbesConfig,
+    device: torch.device,
+    jobs: int | None,
+    backend: Backend,
+) -> Iterator[RunResult]:
+    """The runs' results as they come; each run has its share of the cores, or a GPU."""
+    jobs = min(jobs or _count_places(device, backend), max(1, len(runs)))
+    threads = max(1, core_count() // jobs)
+    yield from do_side_by_side(
+        partial(_do_run, folder=folder.absolute(), probes=probes, threads=threads),
+        runs,
+        processes=jobs,
+        backend=backend,
+        on_killed=_killed,
+        threads=threads,
+        gpus=int(device.type == "cuda"),
+    )
 
 
 def _tell(
