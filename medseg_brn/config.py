@@ -70,6 +70,12 @@ class AugmentationConfig(Section):
     """Share of patches that are rotated and scaled."""
     flip_axes: Annotated[tuple[Axis, ...], AfterValidator(_refuse_repeats)] = ()
     """Axes mirrored with probability one half; leave out an axis that tells left from right."""
+    mirrored_classes: tuple[tuple[str, str], ...] = ()
+    """Pairs of classes, a left and a right one, that change places where axis 0 is mirrored."""
+    elastic_mm: NonNegativeFloat = 0.0
+    """Largest displacement of a smooth random deformation; 0 deforms nothing."""
+    elastic_probability: Fraction = 0.2
+    """Share of patches that are deformed."""
     contrast: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3)
     """Range of the contrast factor about the patch's mean."""
     brightness: NonNegativeFloat = 0.2
@@ -80,6 +86,10 @@ class AugmentationConfig(Section):
     """Largest standard deviation of additive Gaussian noise."""
     blur_sigma_voxels: tuple[NonNegativeFloat, NonNegativeFloat] = (0.5, 1.0)
     """Range of the Gaussian blur's width."""
+    bias_field: NonNegativeFloat = 0.0
+    """Largest coefficient of a smooth multiplicative field, as MRI coils make; 0 adds none."""
+    low_resolution: Annotated[float, Field(ge=1)] = 1.0
+    """Largest factor by which a patch is coarsened and brought back; 1 coarsens nothing."""
     intensity_probability: Fraction = 0.2
     """Share of patches that each intensity change is applied to."""
 
@@ -97,6 +107,9 @@ class PatchesConfig(Section):
     """Patch size in voxels of the network's grid; smaller cases are padded."""
     foreground_fraction: Fraction = 0.5
     """Share of patches centred on a foreground voxel (classes drawn evenly)."""
+    foreground_by: Literal["case", "class"] = "case"
+    """What a foreground patch draws first: the next case, then one of its classes; or a class of the dataset,
+    then a case that has it, so that a class of few cases is met as often as any other."""
     augmentation: AugmentationConfig | None = AugmentationConfig()
     """Random changes of the training patches; null trains on the patches as they are."""
     workers: Annotated[int, Field(ge=0)] = 1
@@ -171,6 +184,10 @@ class TrainingConfig(Section):
     """How the learning rate falls after warm-up (polynomial: power 0.9)."""
     gradient_clip: PositiveFloat | None = 12.0
     """Largest gradient norm; null does not clip."""
+    class_weights: dict[str, PositiveFloat] = {}
+    """How much a class or region counts in the loss, by name; 1 for those that are not named."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.995
     """Weight averaging: share kept per step, of weights and statistics alike; null switches it off."""
     freeze_statistics_at: Fraction | None = None

@@ -10,6 +10,7 @@ from medseg_brn.cases.description import modality_of
 from medseg_brn.cases.intensity import find_not_finite
 from medseg_brn.cases.labels import find_values, map_to_classes
 from medseg_brn.cases.layouts import Layout, list_dataset
+from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.config import Modality
 from medseg_brn.errors import DataError
 from medseg_brn.volumes.reading import read_channels, read_volume
@@ -41,6 +42,8 @@ class Dataset:
         label_values: the value of each class in the label maps; 0 for the background.
         modalities: "mri" or "ct" for each channel.
         problems: where the description and the files disagree.
+        regions: structures of several classes that are learnt instead of the classes; empty for none.
+        ignore_value: value in the label maps of the voxels that nobody annotated, or None.
     """
 
     name: str
@@ -51,6 +54,14 @@ class Dataset:
     modalities: tuple[Modality, ...]
     licence: str | None = None
     problems: tuple[Problem, ...] = ()
+    regions: tuple[Region, ...] = ()
+    ignore_value: int | None = None
+
+    @property
+    def targets(self) -> Targets:
+        """What a network learns from the label maps."""
+        ignored = None if self.ignore_value is None else self.num_classes
+        return Targets(self.class_names, self.regions, ignored)
 
     @property
     def num_classes(self) -> int:

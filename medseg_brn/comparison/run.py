@@ -146,7 +146,7 @@ def examine_run(
         network,
         load_batches(stream, EXAMINED_FROM, EXAMINED_FROM + probes.patches, 1),
         batch_size=training.batch_size,
-        loss=make_loss(deep_supervision=False),
+        loss=make_loss(data.dataset.targets),
         patches=probes.patches,
         seed=experiment.seed,
     )

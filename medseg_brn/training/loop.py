@@ -14,7 +14,7 @@ from medseg_brn.networks.normalization import freeze_statistics, set_renorm_step
 from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.distributed import Processes, merge_statistics, share_gradients
-from medseg_brn.training.losses import make_loss
+from medseg_brn.training.losses import Loss
 from medseg_brn.training.schedules import (
     compute_learning_rate,
     compute_renorm_schedule,
@@ -67,6 +67,7 @@ def run_steps(
     experiment: Experiment,
     first_step: int,
     *,
+    loss_function: Loss,
     dtype: torch.dtype,
     processes: Processes,
     before_step: Callable[[int], None] | None = None,
@@ -81,7 +82,6 @@ def run_steps(
             The optimizer has not made the step.
     """
     training = experiment.training
-    loss_function = make_loss(experiment.network.deep_supervision)
     schedule = compute_renorm_schedule(experiment.network, training.steps)
     network = share_gradients(state.network, processes)
     state.network.train()
@@ -119,7 +119,7 @@ def run_steps(
 def _backward(
     network: nn.Module,
     batch: PatchBatch,
-    loss_function: Callable[..., torch.Tensor],
+    loss_function: Loss,
     accumulation: int,
     dtype: torch.dtype,
 ) -> float:

@@ -1,14 +1,18 @@
 """Dice + cross-entropy, on one or several resolutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 
+from medseg_brn.cases.targets import Targets
+
 Loss = Callable[[torch.Tensor | list[torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def make_loss(deep_supervision: bool) -> Loss:
+def make_loss(
+    targets: Targets, *, deep_supervision: bool = False, class_weights: Mapping[str, float] | None = None
+) -> Loss:
     """Loss of logits (N, K, X, Y, Z) against classes (N, 1, X, Y, Z): Dice over the batch + cross-entropy.
 
     The Dice term leaves out the background and pools the batch's voxels (a class that is absent from one

@@ -13,6 +13,7 @@ import time
 
 import torch
 
+from medseg_brn.cases.targets import Targets
 from medseg_brn.networks.unet3d import UNet3d
 from medseg_brn.probes.watching import Watcher
 from medseg_brn.training.losses import make_loss
@@ -47,7 +48,7 @@ def compare(norm: str, every: int, options: argparse.Namespace) -> list[float]:
     torch.manual_seed(0)
     network = UNet3d(1, 3, (12, 24, 48, 96), norm=norm).to(memory_format=torch.channels_last_3d)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    loss = make_loss(deep_supervision=False)
+    loss = make_loss(Targets(("background", "anterior", "posterior")))
     images = torch.randn(options.batch_size, 1, *options.size)
     classes = torch.randint(3, (options.batch_size, 1, *options.size))
     watcher = Watcher(network, every)

@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from medseg_brn.cases.targets import Targets
 from medseg_brn.config import Experiment, NetworkConfig, TrainingConfig
 from medseg_brn.patches.stream import PatchBatch
 from medseg_brn.training.distributed import Processes, join_processes, merge_statistics
 from medseg_brn.training.loop import run_steps
+from medseg_brn.training.losses import make_loss
 from medseg_brn.training.state import make_state
 
 CPU = torch.device("cpu")
+LOSS = make_loss(Targets(("background", "structure")))
 # Without a norm, and with patches so alike that the Dice of two is the mean of their Dices, shares add up.
 EXPERIMENT = Experiment(
     network=NetworkConfig(channels=(4, 8), norm="none"),
@@ -101,7 +104,9 @@ def train_in_process(rank: int, folder: str) -> None:
     with join_processes(CPU) as processes:
         state = make_state(EXPERIMENT, 1, 2, CPU)
         batches = [batch_of([2 * step + rank]) for step in range(3)]
-        run_steps(state, iter(batches), EXPERIMENT, 0, dtype=torch.float32, processes=processes)
+        run_steps(
+            state, iter(batches), EXPERIMENT, 0, loss_function=LOSS, dtype=torch.float32, processes=processes
+        )
     torch.save(state.network.state_dict(), f"{folder}/{rank}.pt")
 
 
@@ -109,7 +114,9 @@ def test_two_processes_with_a_patch_each_are_one_with_two(tmp_path):
     run_twice("train", tmp_path)
     state = make_state(EXPERIMENT, 1, 2, CPU)
     batches = [batch_of([2 * step, 2 * step + 1]) for step in range(3)]
-    run_steps(state, iter(batches), EXPERIMENT, 0, dtype=torch.float32, processes=Processes())
+    run_steps(
+        state, iter(batches), EXPERIMENT, 0, loss_function=LOSS, dtype=torch.float32, processes=Processes()
+    )
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name, value in state.network.state_dict().items():
         assert torch.equal(found[0][name], found[1][name]), name

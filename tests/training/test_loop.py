@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from medseg_brn.cases.cache import PreparedCase
+from medseg_brn.cases.targets import Targets
 from medseg_brn.config import Experiment, NetworkConfig, PatchesConfig, TrainingConfig
 from medseg_brn.errors import DataError, TrainingError
 from medseg_brn.networks.batch_renorm import BatchRenorm
 from medseg_brn.patches.stream import PatchBatch, PatchStream
 from medseg_brn.training.distributed import Processes
 from medseg_brn.training.loop import make_loader, run_steps
+from medseg_brn.training.losses import make_loss
 from medseg_brn.training.state import make_state
 
 CPU = torch.device("cpu")
+LOSS = make_loss(Targets(("background", "structure")))
 
 
 def make_experiment(norm: str = "batch_renorm", **training) -> Experiment:
@@ -53,6 +56,7 @@ def train(experiment: Experiment, batches: list[PatchBatch], last: int | None = 
             iter(batches),
             experiment,
             0,
+            loss_function=LOSS,
             dtype=torch.float32,
             processes=Processes(),
             after_step=keep,
@@ -88,6 +92,7 @@ def test_a_step_is_announced_when_the_norms_are_ready_for_it():
         iter(make_batches(4)),
         experiment,
         0,
+        loss_function=LOSS,
         dtype=torch.float32,
         processes=Processes(),
         before_step=lambda step: counts.append((step, int(layer.num_batches_tracked))),

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from medseg_brn.cases.targets import Targets
 from medseg_brn.training.losses import make_loss
+
+TARGETS = Targets(("background", "one", "two"))
 
 
 def naive_loss(logits: np.ndarray, classes: np.ndarray) -> float:
@@ -32,7 +35,7 @@ def make_example(seed: int = 0, size: int = 8):
 
 def test_the_loss_is_pooled_foreground_dice_and_cross_entropy():
     logits, classes = make_example()
-    assert make_loss(False)(logits, classes).item() == pytest.approx(
+    assert make_loss(TARGETS)(logits, classes).item() == pytest.approx(
         naive_loss(logits.numpy(), classes.numpy()), rel=1e-4
     )
 
@@ -40,8 +43,8 @@ def test_the_loss_is_pooled_foreground_dice_and_cross_entropy():
 def test_a_perfect_prediction_costs_nothing_and_a_wrong_one_more():
     _, classes = make_example()
     perfect = 50.0 * torch.nn.functional.one_hot(classes[:, 0], 3).movedim(-1, 1).float()
-    assert make_loss(False)(perfect, classes).item() == pytest.approx(0, abs=1e-4)
-    assert make_loss(False)(-perfect, classes).item() > 1
+    assert make_loss(TARGETS)(perfect, classes).item() == pytest.approx(0, abs=1e-4)
+    assert make_loss(TARGETS)(-perfect, classes).item() > 1
 
 
 def test_deep_supervision_halves_the_weight_of_each_coarser_level():
@@ -51,15 +54,19 @@ def test_deep_supervision_halves_the_weight_of_each_coarser_level():
     expected = (
         naive_loss(logits.numpy(), classes.numpy()) + 0.5 * naive_loss(coarse.numpy(), coarse_classes.numpy())
     ) / 1.5
-    assert make_loss(True)([logits, coarse], classes).item() == pytest.approx(expected, rel=1e-4)
+    assert make_loss(TARGETS, deep_supervision=True)([logits, coarse], classes).item() == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_a_network_of_two_levels_has_one_level_of_logits_to_supervise():
     logits, classes = make_example()
-    assert make_loss(True)(logits, classes).item() == pytest.approx(make_loss(False)(logits, classes).item())
+    assert make_loss(TARGETS, deep_supervision=True)(logits, classes).item() == pytest.approx(
+        make_loss(TARGETS)(logits, classes).item()
+    )
 
 
 def test_a_class_absent_from_the_batch_keeps_the_loss_finite():
     logits, classes = make_example()
-    loss = make_loss(False)(logits.float().requires_grad_(), torch.zeros_like(classes))
+    loss = make_loss(TARGETS)(logits.float().requires_grad_(), torch.zeros_like(classes))
     assert math.isfinite(loss.item())

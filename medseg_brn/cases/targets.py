@@ -1,0 +1,53 @@
+"""What a network learns from prepared label maps: exclusive classes, or regions that may overlap.
+
+Class k of a prepared label map is called `class_names[k]`, class 0 being the background. Voxels that nobody
+annotated have the class `ignore_class`, one above all others, where the dataset has such a label.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Region:
+    """A structure that covers several classes, and may overlap with other regions.
+
+    Attributes:
+        name: what it is called.
+        classes: of the label maps that it covers, ascending.
+        written_class: where a label map is written, its voxels get this class, unless a later region of the
+            list covers them too.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    written_class: int
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The structures that a network is trained for.
+
+    Attributes:
+        class_names: of the label maps, background first; without the ignore label.
+        regions: what is learnt instead of the classes; empty where the classes themselves are learnt.
+        ignore_class: class of the voxels that are left out of the loss and of every metric, or None.
+    """
+
+    class_names: tuple[str, ...]
+    regions: tuple[Region, ...] = ()
+    ignore_class: int | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the label maps, the background counted, the ignore label not."""
+        return len(self.class_names)
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the network's logits: one per region (sigmoid), else one per class (softmax)."""
+        return len(self.regions) or self.num_classes
+
+    @property
+    def structure_names(self) -> tuple[str, ...]:
+        """What is segmented and evaluated: the regions, or the classes without the background."""
+        return tuple(region.name for region in self.regions) or self.class_names[1:]
