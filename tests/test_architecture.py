@@ -25,6 +25,8 @@ ORDER = (
     "evaluation",
     "reports",
     "training",
+    "planning",
+    "cross_validation",
     "comparison",
     "demo",
     "cli",
