@@ -87,7 +87,7 @@ class AugmentationConfig(Section):
     blur_sigma_voxels: tuple[NonNegativeFloat, NonNegativeFloat] = (0.5, 1.0)
     """Range of the Gaussian blur's width."""
     bias_field: NonNegativeFloat = 0.0
-    """Largest coefficient of a smooth multiplicative field, as MRI coils make; 0 adds none."""
+    """Largest coefficient of a smooth multiplicative field, as MRI coils make: 0.1 is much, 0 none."""
     low_resolution: Annotated[float, Field(ge=1)] = 1.0
     """Largest factor by which a patch is coarsened and brought back; 1 coarsens nothing."""
     intensity_probability: Fraction = 0.2

@@ -2,7 +2,7 @@
 
     FOLDER/<case>-<key>/image.npy        (C, X, Y, Z) float32
                         label_map.npy    (X, Y, Z) uint8 or uint16
-                        foreground.npy   (4, N) int32, see `PreparedCase.foreground`
+                        foreground.npy   (4, N) int32, see `sample_foreground`
                         case.json        written last: voxel size, and the size of each file
 
 The key is a digest of what the files contain and of every option, so a changed file or option has
@@ -49,7 +49,7 @@ class PreparedCase:
         return _open(self.image_path)
 
     def label_map(self) -> np.ndarray:
-        """Returns (X, Y, Z) classes, uint8 or uint16, memory-mapped."""
+        """Returns (X, Y, Z) classes, the one to be ignored among them; uint8 or uint16, memory-mapped."""
         return _open(self.label_path)
 
     def foreground(self) -> dict[int, np.ndarray]:
@@ -66,6 +66,15 @@ class PreparedCase:
             for value, start, stop in zip(classes.tolist(), starts, stops, strict=True)
             if stop > start
         }
+
+    def annotated_background(self) -> np.ndarray:
+        """Returns voxels (n, 3) int32 of background where the dataset has a label for voxels to be ignored.
+
+        All of them, or 10 000 drawn evenly where there are more; memory-mapped. None at all where the dataset
+        has no such label, and background may be taken from anywhere.
+        """
+        rows = _open(self.foreground_path)
+        return rows[1:, : int(np.searchsorted(rows[0], 0, side="right"))].T
 
 
 def prepare_cases(
@@ -114,18 +123,21 @@ def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, fol
     return prepared
 
 
-def sample_foreground(label_map: np.ndarray) -> np.ndarray:
+def sample_foreground(label_map: np.ndarray, ignore_class: int | None = None) -> np.ndarray:
     """Returns voxels of every foreground class, at most 10 000 of each; equal maps give equal voxels.
 
     Args:
         label_map: (X, Y, Z) classes.
+        ignore_class: class of voxels that nobody annotated, which is left out, and above all others. Where
+            there is one, annotated background is drawn too, as class 0.
 
     Returns:
         (4, N) int32: rows class, x, y, z; the classes ascend.
     """
     flat = label_map.ravel()
     columns = [np.empty((4, 0), dtype=np.int32)]
-    for value in range(1, int(flat.max()) + 1):
+    first, last = (1, int(flat.max())) if ignore_class is None else (0, ignore_class - 1)
+    for value in range(first, last + 1):
         positions = np.flatnonzero(flat == value)
         if len(positions) > FOREGROUND_VOXELS:
             drawn = np.random.default_rng(value).choice(len(positions), FOREGROUND_VOXELS, replace=False)
@@ -143,7 +155,8 @@ def _make_entry(entry: Path, case: Case, dataset: Dataset, preprocessing: Prepro
         images = prepare_images(channels, preprocessing, case.name)
         classes = prepare_label_map(label_map, images.record, case.name)
         temporary.mkdir(parents=True)
-        for name, array in zip(FILES, (images.array, classes, sample_foreground(classes)), strict=True):
+        foreground = sample_foreground(classes, dataset.targets.ignore_class)
+        for name, array in zip(FILES, (images.array, classes, foreground), strict=True):
             np.save(temporary / name, array)
         sizes = {name: (temporary / name).stat().st_size for name in FILES}
         description = {"spacing_mm": images.spacing_mm, "sizes": sizes}
@@ -192,6 +205,8 @@ def _compute_key(case: Case, dataset: Dataset, preprocessing: Preprocessing) -> 
         "label_values": [int(value) for value in dataset.label_values],
         "preprocessing": preprocessing.as_dict(),
     }
+    if dataset.ignore_value is not None:
+        content["ignore_value"] = dataset.ignore_value
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from medseg_brn.cases.label_description import Labels
 from medseg_brn.errors import DataError
 
 
@@ -48,7 +49,7 @@ class Listing:
     """What a dataset's layout says by itself, before any image is read.
 
     Attributes:
-        labels: class name -> value in the label maps, background first; None where nothing describes them.
+        labels: what the values in the label maps mean; None where nothing describes them.
         channel_names: one per channel; None where nothing describes them.
         problems: where the description and the folder disagree.
     """
@@ -56,7 +57,7 @@ class Listing:
     name: str
     root: Path
     cases: tuple[Case, ...]
-    labels: dict[str, int] | None = None
+    labels: Labels | None = None
     channel_names: tuple[str, ...] | None = None
     licence: str | None = None
     problems: tuple[Problem, ...] = ()

@@ -45,7 +45,7 @@ class CaseInspection:
     digest: str | None = None
     """Of all channels' values; equal for copies, whatever their files' compression or headers."""
     classes: frozenset[int] = frozenset()
-    """The classes that the label map holds, as far as it can be read."""
+    """The classes that the label map holds, as far as it can be read; not that of ignored voxels."""
     minima: tuple[float, ...] = ()
     """The least value of each channel, where the case has those of the dataset."""
 
@@ -186,15 +186,25 @@ def _check_label_map(
         label_map = read_volume(path)
         if image is not None:
             _check_grid(found, f"image {image[0].name} and the label map {path.name}", image[1], label_map)
-        classes = map_to_classes(label_map.array, dataset.label_values, path)
+        classes = map_to_classes(label_map.array, dataset.labels.known_values, path)
     except DataError as error:
         found.report_error(error)
         return
-    found.classes = frozenset(find_values(classes, path)[0].tolist())
-    if found.classes <= {0}:
+    values, counts = find_values(classes, path)
+    voxels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    ignored = voxels.pop(dataset.targets.ignore_class, 0)
+    found.classes = frozenset(voxels)
+    if not voxels:
+        found.report(
+            f"Label map {path.name} is ignored as a whole: all {classes.size} voxels have the value "
+            f"{dataset.ignore_value}.",
+            "Annotate some of its voxels, or take the case out of the dataset.",
+        )
+    elif found.classes <= {0}:
         report = found.warn if allow_empty else found.report
+        told = f"all {voxels[0]} voxels{' that are not ignored' if ignored else ''} are background"
         report(
-            f"Label map {path.name} is empty: all {classes.size} voxels are background.",
+            f"Label map {path.name} is empty: {told}.",
             "Export the label map again; if there is truly nothing to segment, check with --allow-empty.",
         )
 
@@ -268,9 +278,9 @@ def _check_whole(dataset: Dataset, inspected: Sequence[CaseInspection]) -> list[
         ]
     present = frozenset().union(*(one.classes for one in inspected))
     absent = [
-        f"{name!r} (value {value})"
-        for index, (name, value) in enumerate(zip(dataset.class_names, dataset.label_values, strict=True))
-        if index and index not in present
+        f"{name!r} (value{'s' * (len(values) > 1)} {', '.join(map(str, values))})"
+        for name, values in dataset.structures.label_values.items()
+        if present.isdisjoint(dataset.targets.structures[name])
     ]
     if not absent:
         return []

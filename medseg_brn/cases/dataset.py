@@ -8,6 +8,7 @@ from pathlib import Path
 from medseg_brn.cases.case import Case, Listing, Problem
 from medseg_brn.cases.description import modality_of
 from medseg_brn.cases.intensity import find_not_finite
+from medseg_brn.cases.label_description import Labels, Structures
 from medseg_brn.cases.labels import find_values, map_to_classes
 from medseg_brn.cases.layouts import Layout, list_dataset
 from medseg_brn.cases.targets import Region, Targets
@@ -58,10 +59,19 @@ class Dataset:
     ignore_value: int | None = None
 
     @property
+    def labels(self) -> Labels:
+        """What the values in the label maps mean."""
+        return Labels(self.class_names, self.label_values, self.regions, self.ignore_value)
+
+    @property
     def targets(self) -> Targets:
         """What a network learns from the label maps."""
-        ignored = None if self.ignore_value is None else self.num_classes
-        return Targets(self.class_names, self.regions, ignored)
+        return self.labels.targets
+
+    @property
+    def structures(self) -> Structures:
+        """What is evaluated, as sets of label values."""
+        return self.labels.structures
 
     @property
     def num_classes(self) -> int:
@@ -97,11 +107,13 @@ def read_dataset(
         name=listing.name,
         root=listing.root,
         cases=listing.cases,
-        class_names=tuple(labels),
-        label_values=tuple(labels.values()),
+        class_names=labels.class_names,
+        label_values=labels.label_values,
         modalities=_choose_modalities(listing, modalities),
         licence=listing.licence,
         problems=listing.problems,
+        regions=labels.regions,
+        ignore_value=labels.ignore_value,
     )
 
 
@@ -134,6 +146,8 @@ def read_images(case: Case, scratch: Scratch | None = None) -> list[Volume]:
 def read_label_map(case: Case, dataset: Dataset) -> Volume:
     """Returns the case's label map with its values replaced by the classes 0, 1, 2 … (uint8 or uint16).
 
+    Ignored voxels have the class `dataset.targets.ignore_class`, one above all others.
+
     Raises:
         DataError: there is none, it cannot be read, or it holds values that are no integers or that the
             dataset does not describe.
@@ -141,7 +155,7 @@ def read_label_map(case: Case, dataset: Dataset) -> Volume:
     if case.label_path is None:
         raise DataError(f"Case {case.name!r} has no label map; training and evaluation need one.")
     volume = read_volume(case.label_path)
-    return Volume(map_to_classes(volume.array, dataset.label_values, case.label_path), volume.grid)
+    return Volume(map_to_classes(volume.array, dataset.labels.known_values, case.label_path), volume.grid)
 
 
 def read_labelled_case(case: Case, dataset: Dataset) -> tuple[list[Volume], Volume]:
@@ -166,8 +180,8 @@ def read_labelled_case(case: Case, dataset: Dataset) -> tuple[list[Volume], Volu
     return images, label_map
 
 
-def _find_labels(cases: Sequence[Case]) -> dict[str, int]:
-    """Returns "class_<value>" -> value of all label maps that can be read; `check` tells of the others."""
+def _find_labels(cases: Sequence[Case]) -> Labels:
+    """Returns the values of all label maps that can be read, as "class_<value>"; `check` tells the others."""
     found = {0}
     for case in cases:
         try:
@@ -175,7 +189,8 @@ def _find_labels(cases: Sequence[Case]) -> dict[str, int]:
                 found.update(find_values(read_volume(case.label_path).array, case.label_path)[0].tolist())
         except DataError:
             continue
-    return {"background": 0} | {f"class_{value}": value for value in sorted(found - {0})}
+    values = sorted(found - {0})
+    return Labels(("background", *(f"class_{value}" for value in values)), (0, *values))
 
 
 def _choose_modalities(listing: Listing, given: Sequence[str] | None) -> tuple[Modality, ...]:

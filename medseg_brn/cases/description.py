@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg_brn.cases.labels import parse_labels
+from medseg_brn.cases.label_description import parse_labels
 from medseg_brn.config import Modality
 from medseg_brn.errors import DataError
 
@@ -42,14 +42,14 @@ def parse_description(content: Mapping[str, Any], place: Path, default_name: str
     Channels stand under `channel_names` (nnU-Net) or `modality` (Decathlon), as {"0": name, …} or as a list.
 
     Raises:
-        DataError: labels or channels are missing or not what they must be.
+        DataError: labels, the order of their regions or channels are missing or not what they must be.
     """
     if "labels" not in content:
         raise DataError(f'{place} has no "labels"; write {{"background": 0, "name": 1, …}}.')
     licence = content.get("licence", content.get("license"))
     return {
         "name": str(content.get("name") or default_name),
-        "labels": parse_labels(content["labels"], str(place)),
+        "labels": parse_labels(content["labels"], str(place), content.get("regions_class_order")),
         "channel_names": _parse_channels(content.get("channel_names", content.get("modality")), place),
         "licence": None if licence is None else str(licence),
     }

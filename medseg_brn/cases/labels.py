@@ -1,10 +1,9 @@
-"""Label values: how a dataset describes them, which a label map holds, and their consecutive classes.
+"""Label values: which a label map holds, and their consecutive classes.
 
 Files hold *values* (0 and 255, or 1, 2 and 4); networks know *classes* 0, 1, 2 …, class 0 being the
 background. Class `k` stands for the file value `label_values[k]`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,58 +11,12 @@ import numpy as np
 
 from medseg_brn.errors import DataError
 
-INTEGER = re.compile(r"-?\d+", re.ASCII)
 # Label maps hold a few hundred values at most; more mean that an image was given as a label map.
 MAX_VALUES = 1000
 # Up to this range, counting each value is faster than sorting the voxels.
 COUNTING_RANGE = 1 << 20
 # Beyond it, floats do not hold every integer.
 LARGEST_INTEGER = 1 << 53
-
-
-def parse_labels(labels: object, place: str) -> dict[str, int]:
-    """Returns class name -> file value, background (0) first and the others by value.
-
-    Both spellings of `dataset.json` are read: `{"0": "background", "1": "tumour"}` (Decathlon) and
-    `{"background": 0, "tumour": 1}` (nnU-Net).
-
-    Args:
-        labels: the `labels` entry as JSON gave it.
-        place: where it stands, for messages.
-
-    Raises:
-        DataError: it is not such a mapping, a value repeats, or it describes regions or an ignore label.
-    """
-    if not isinstance(labels, Mapping) or not labels:
-        raise DataError(f'{place}: "labels" is {labels!r}; write {{"background": 0, "name": 1, …}}.')
-    values = dict(_parse_label(str(key), value, place) for key, value in labels.items())
-    if 0 not in values.values():
-        values["background" if "background" not in values else "background (0)"] = 0
-    repeated = sorted(value for value in set(values.values()) if list(values.values()).count(value) > 1)
-    if repeated or len(values) < len(labels):
-        raise DataError(
-            f'{place}: "labels" {dict(labels)} repeats a name or a value; give each class its own.'
-        )
-    return dict(sorted(values.items(), key=lambda item: (item[1] != 0, item[1])))
-
-
-def _parse_label(key: str, value: object, place: str) -> tuple[str, int]:
-    if isinstance(value, list | tuple):
-        raise DataError(
-            f"{place}: label {key!r} is a region of the values {list(value)}, and regions, which may "
-            "overlap, are not supported yet; give every class one value of its own, or list the same files "
-            "in a CSV manifest, whose classes are the values found in the label maps."
-        )
-    if "ignore" in (key.lower(), str(value).lower()):
-        raise DataError(
-            f"{place}: the label {key!r}: {value!r} marks voxels to ignore, which is not supported yet; give "
-            "these voxels a class in the label maps and take the entry out."
-        )
-    if isinstance(value, str) and INTEGER.fullmatch(key):
-        return value, int(key)
-    if isinstance(value, int | str) and not isinstance(value, bool) and INTEGER.fullmatch(str(value)):
-        return key, int(value)
-    raise DataError(f"{place}: label {key!r} has the value {value!r}; give each class one integer.")
 
 
 def find_values(label_map: np.ndarray, place: str | Path) -> tuple[np.ndarray, np.ndarray]:

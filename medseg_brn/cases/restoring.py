@@ -1,8 +1,8 @@
-"""From class scores on the network's grid back to the scan's own: slab by slab, never the whole at once.
+"""From a network's scores on its own grid back to the scan's: slab by slab, never the whole at once.
 
-Scores come as slabs (K, t, Y, Z), consecutive along X. Each class is interpolated linearly to the scan's
-voxels before the largest wins, so that borders fall between the network's voxels. Outside the crop is
-background.
+Scores come as slabs (K, t, Y, Z), consecutive along X. Each class or region is interpolated linearly to the
+scan's voxels before it is decided which one they have (`Targets.decide`), so that borders fall between the
+network's voxels. Outside the crop is background.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medseg_brn.cases.spatial import SpatialRecord
+from medseg_brn.cases.targets import Targets
 from medseg_brn.errors import ModelError, ScoresError
 from medseg_brn.volumes.geometry import restore_orientation
 from medseg_brn.volumes.scratch import Scratch
@@ -23,21 +24,22 @@ class LabelMapRestorer:
     """Makes a label map of slabs of scores.
 
     An interpolated score is a mean of the scores of up to 8 voxels around. Where the same class wins at all
-    of them it wins their mean too, so only where they differ, at the borders of structures, are scores
-    interpolated at all.
+    of them it wins their mean too: its scores are the largest everywhere, or its region is the last whose
+    probabilities exceed the threshold, and no other region is written with it. So only where they differ, at
+    the borders of structures, are scores interpolated at all.
     """
 
-    def __init__(self, record: SpatialRecord, num_classes: int, scratch: Scratch | None = None) -> None:
+    def __init__(self, record: SpatialRecord, targets: Targets, scratch: Scratch | None = None) -> None:
         """Take nothing yet.
 
         Args:
             record: how the scan was prepared.
-            num_classes: classes of the scores, the background counted.
+            targets: what the scores are of.
             scratch: where the label map goes; in memory by default.
         """
-        self._record = record
-        self._planes = _PlaneReader(record, num_classes)
-        dtype = np.uint8 if num_classes <= 256 else np.uint16
+        self._record, self._targets = record, targets
+        self._planes = _PlaneReader(record, targets.num_outputs)
+        dtype = np.uint8 if targets.num_classes <= 256 else np.uint16
         self._whole = (scratch or Scratch()).empty(record.canonical_shape, dtype)
         self._whole[...] = 0
         self._scratch = scratch
@@ -82,7 +84,7 @@ class LabelMapRestorer:
         differing = np.flatnonzero(~agree[np.ix_(rows, columns)])
         for start in range(0, len(differing), CHUNK_VOXELS):
             chosen = differing[start : start + CHUNK_VOXELS]
-            labels.reshape(-1)[chosen] = self._interpolate(between, chosen).argmax(0)
+            labels.reshape(-1)[chosen] = self._targets.decide(self._interpolate(between, chosen))
         return labels
 
     def _win(self, number: int, scores: np.ndarray) -> np.ndarray:
@@ -90,7 +92,7 @@ class LabelMapRestorer:
         if number not in self._winners:
             if len(self._winners) > 1:
                 del self._winners[min(self._winners)]
-            self._winners[number] = scores.argmax(0).astype(self._whole.dtype)
+            self._winners[number] = self._targets.decide(scores).astype(self._whole.dtype)
         return self._winners[number]
 
     def _interpolate(self, between: "_Between", chosen: np.ndarray) -> np.ndarray:
@@ -111,16 +113,20 @@ class LabelMapRestorer:
 
 
 class ProbabilityRestorer:
-    """Makes probabilities on the scan's own grid of slabs of them; outside the crop the background has 1."""
+    """Makes probabilities on the scan's own grid of slabs of them.
 
-    def __init__(self, record: SpatialRecord, num_classes: int, scratch: Scratch | None = None) -> None:
+    Outside the crop the background has 1, where it is one of the classes, and all else 0.
+    """
+
+    def __init__(self, record: SpatialRecord, targets: Targets, scratch: Scratch | None = None) -> None:
         """Take nothing yet; the arguments are those of `LabelMapRestorer`."""
         self._record = record
-        self._planes = _PlaneReader(record, num_classes)
+        self._planes = _PlaneReader(record, targets.num_outputs)
         self._scratch = scratch
-        self._whole = (scratch or Scratch()).empty((num_classes, *record.canonical_shape), np.float32)
+        self._whole = (scratch or Scratch()).empty((targets.num_outputs, *record.canonical_shape), np.float32)
         self._whole[...] = 0
-        self._whole[0] = 1
+        if not targets.regions:
+            self._whole[0] = 1
         self._inside = self._whole[:, *record.region]
         self._y, self._z = (_neighbours(*sizes) for sizes in _axes(record)[1:])
 
@@ -160,8 +166,8 @@ class _Between(NamedTuple):
 class _PlaneReader:
     """Tells, as slabs come in, between which two planes of scores each plane of the scan lies."""
 
-    def __init__(self, record: SpatialRecord, num_classes: int) -> None:
-        self._expected = (num_classes, *record.network_shape[1:])
+    def __init__(self, record: SpatialRecord, num_outputs: int) -> None:
+        self._expected = (num_outputs, *record.network_shape[1:])
         self._count, wanted = _axes(record)[0]
         self._below, self._above, self._shares = _neighbours(self._count, wanted)
         self._seen = 0  # planes of scores taken
@@ -196,8 +202,8 @@ class _PlaneReader:
         if (slab.shape[0], *slab.shape[2:]) != self._expected or self._seen + slab.shape[1] > self._count:
             raise ModelError(
                 f"Scores of shape {slab.shape} after {self._seen} planes do not fit a scan prepared as "
-                f"{self._expected[0]} classes of {(self._count, *self._expected[1:])} voxels; restore scores "
-                "with the record of their own scan"
+                f"{self._expected[0]} channels of {(self._count, *self._expected[1:])} voxels; restore "
+                "scores with the record of their own scan"
             )
         if np.isnan(slab.min()):
             raise ScoresError(

@@ -208,7 +208,8 @@ def _resample_planes(score: np.ndarray, shape: Sequence[int]) -> Iterator[np.nda
     stack = resample_array(score, (len(score), *shape[1:]), "linear")
     # The plane numbers, resampled likewise, tell where in the stack each plane wanted lies.
     numbers = np.arange(len(stack), dtype=np.float32).reshape(-1, 1, 1)
-    for position in resample_array(numbers, (shape[0], 1, 1), "linear").ravel():
+    # Rounding may put the last one a little beyond the stack.
+    for position in np.minimum(resample_array(numbers, (shape[0], 1, 1), "linear").ravel(), len(stack) - 1):
         below = int(position)
         above = position - np.float32(below)  # share of the plane above
         yield stack[below] if above == 0 else (1 - above) * stack[below] + above * stack[below + 1]

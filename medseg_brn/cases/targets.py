@@ -6,6 +6,10 @@ annotated have the class `ignore_class`, one above all others, where the dataset
 
 from dataclasses import dataclass
 
+import numpy as np
+
+REGION_THRESHOLD = 0.5
+
 
 @dataclass(frozen=True)
 class Region:
@@ -50,4 +54,25 @@ class Targets:
     @property
     def structure_names(self) -> tuple[str, ...]:
         """What is segmented and evaluated: the regions, or the classes without the background."""
-        return tuple(region.name for region in self.regions) or self.class_names[1:]
+        return tuple(self.structures)
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Name -> classes that it covers, of all that is segmented and evaluated."""
+        if self.regions:
+            return {region.name: region.classes for region in self.regions}
+        return {name: (index,) for index, name in enumerate(self.class_names[1:], 1)}
+
+    def decide(self, scores: np.ndarray) -> np.ndarray:
+        """Classes (…) of the network's scores (K, …), whatever their other axes.
+
+        Exclusive classes: the one with the largest score wins, the lower of equals. Regions, whose scores are
+        probabilities: each in its order gives its written class to the voxels where it has more than 1/2;
+        those that get none are background.
+        """
+        if not self.regions:
+            return scores.argmax(0)
+        classes = np.zeros(scores.shape[1:], np.intp)
+        for region, probability in zip(self.regions, scores, strict=True):
+            classes[probability > REGION_THRESHOLD] = region.written_class
+        return classes

@@ -74,6 +74,15 @@ def _as_dict(dataset: "Dataset", inspection: "Inspection") -> dict[str, Any]:
         "cases": len(dataset.cases),
         "labelled_cases": len(dataset.labelled_cases),
         "classes": dict(zip(dataset.class_names, dataset.label_values, strict=True)),
+        "regions": [
+            {
+                "name": region.name,
+                "label_values": [dataset.label_values[index] for index in region.classes],
+                "written_value": dataset.label_values[region.written_class],
+            }
+            for region in dataset.regions
+        ],
+        "ignore_value": dataset.ignore_value,
         "modalities": list(dataset.modalities),
         "spacing_mm": _range([one.spacing_mm for one in inspection.cases if one.spacing_mm]),
         "shape": _range([one.shape for one in inspection.cases if one.shape]),
@@ -112,6 +121,10 @@ def _tell_facts(facts: dict[str, Any]) -> list[str]:
         f"  channels  {', '.join(facts['modalities'])}",
         f"  classes   {classes}",
     ]
+    if facts["regions"]:
+        lines.append(f"  regions   {', '.join(map(_tell_region, facts['regions']))}")
+    if facts["ignore_value"] is not None:
+        lines.append(f"  ignored   {facts['ignore_value']}")
     for key, title, unit in (("spacing_mm", "spacing", "mm"), ("shape", "shape", "voxels")):
         if facts[key]:
             told = {name: " × ".join(f"{v:.4g}" for v in values) for name, values in facts[key].items()}
@@ -119,6 +132,11 @@ def _tell_facts(facts: dict[str, Any]) -> list[str]:
             lines.append(f"  {title:<8}  {spread}{told['median']} {unit} (along R, A, S)")
     lines.append(f"  {_count(facts['errors'], 'error')}, {_count(facts['warnings'], 'warning')}")
     return lines
+
+
+def _tell_region(region: dict[str, Any]) -> str:
+    values = " + ".join(map(str, region["label_values"]))
+    return f"{region['name']} = {values} (written as {region['written_value']})"
 
 
 def _count(number: int, noun: str) -> str:

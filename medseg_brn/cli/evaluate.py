@@ -27,7 +27,10 @@ def evaluate(
     ] = 1.0,
     dataset: Annotated[
         Path | None,
-        typer.Option(help="dataset.json with the class names; by default the one that describes REFERENCES."),
+        typer.Option(
+            help="dataset.json with classes, regions and the ignore label; by default the one that describes "
+            "REFERENCES."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Cases evaluated at a time.")] = 1,
 ) -> None:
@@ -39,7 +42,9 @@ def evaluate(
     `medseg-brn evaluate out/ Task04_Hippocampus/labelsTr -o metrics.json`
 
     A class in neither map of a case has no Dice and is left out of the means; a class in one map only
-    has Dice 0 and no distance, and is counted as missed or as a false alarm.
+    has Dice 0 and no distance, and is counted as missed or as a false alarm. Where dataset.json describes
+    regions, these are evaluated and not the single values; where it has an ignore label, voxels with that
+    label in the reference count in no figure.
     """
     from functools import partial
 
@@ -48,14 +53,14 @@ def evaluate(
     from medseg_brn.cli.progress import StageDisplay
     from medseg_brn.errors import DataError
     from medseg_brn.evaluation.evaluate import evaluate_folders
-    from medseg_brn.evaluation.pairing import read_class_names
+    from medseg_brn.evaluation.pairing import read_structures
 
-    classes = read_class_names(dataset) if dataset is not None else None
+    structures = read_structures(dataset) if dataset is not None else None
     with StageDisplay() as display:
         result = evaluate_folders(
             predictions,
             references,
-            classes=classes,
+            structures=structures,
             tolerance_mm=tolerance_mm,
             jobs=jobs,
             progress=partial(display.update, "evaluating"),

@@ -13,6 +13,7 @@ from medseg_brn.cli.doctor import doctor
 from medseg_brn.cli.evaluate import evaluate
 from medseg_brn.cli.infer import infer
 from medseg_brn.cli.models import models
+from medseg_brn.cli.plan import plan
 from medseg_brn.cli.train import train
 from medseg_brn.errors import MedsegError
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, check, train, infer, evaluate, compare, config, doctor):
+for command in (demo, check, plan, train, infer, evaluate, compare, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 

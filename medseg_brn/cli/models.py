@@ -105,3 +105,36 @@ def quantize(
     typer.echo(
         f"{output}: calibrated on {count} scan{'s' * (count != 1)}; use it with infer --precision int8"
     )
+
+
+@models.command()
+def choose(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders that train --all-folds wrote, two or more."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")],
+    ensembles: Annotated[
+        bool, typer.Option("--ensembles", help="Also try each pair's ensemble, predicting every case again.")
+    ] = False,
+) -> None:
+    """Choose among cross-validated configurations, and write the model of the one chosen.
+
+    `medseg-brn train small.yaml -o runs/small --all-folds` … and so on
+
+    `medseg-brn models choose runs/small runs/large -o chosen --ensembles`
+
+    `medseg-brn infer chosen scans/ -o label_maps/`
+
+    Every case is segmented by models that have not seen it, and configurations are compared case by case. The
+    simplest is taken of those that cannot be told from the best: fewer networks, then smaller ones.
+    FOLDER/choice.html and choice.json say how they compare; the post-processing is decided anew for the one
+    chosen. The runs must have the same cases in the same folds.
+    """
+    from medseg_brn.cli.progress import StageDisplay
+    from medseg_brn.cross_validation.choice import choose_model
+
+    with StageDisplay() as display:
+        found = choose_model(runs, output, ensembles=ensembles, progress=display.update)
+    typer.echo(f"Chosen: {found['chosen']}. {found['reason']}")
+    typer.echo(f"Model:  {output / 'model'}\nReport: {output / 'choice.html'}")

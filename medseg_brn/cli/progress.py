@@ -1,5 +1,6 @@
 """What a person sees while a command works: one progress line per stage, on stderr."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 if TYPE_CHECKING:
     from medseg_brn.comparison.results import RunResult
+    from medseg_brn.cross_validation.fold import FoldResult
     from medseg_brn.reports.step_records import StepRecord
     from medseg_brn.training.run import RunSummary
 
@@ -69,6 +71,10 @@ class TrainingDisplay(StageDisplay):
             console.print(
                 f"Mean foreground Dice on {summary.validation_cases} held-out cases: {summary.dice_mean:.3f}"
             )
+        if summary.findings:
+            console.print(f"Diagnosis: {len(summary.findings)} findings, the weightiest:")
+            for finding in summary.findings[:3]:
+                console.print(f"- {finding}", markup=False)
         console.print(f"Model:  {folder / 'model'}\nReport: {folder / 'report.html'}", markup=False)
 
 
@@ -94,3 +100,33 @@ class ComparisonDisplay(StageDisplay):
             f"Numbers: {folder / 'summary.json'}, runs.csv, probes.csv",
             markup=False,
         )
+
+
+class FoldsDisplay(StageDisplay):
+    """Stages of a cross-validation; each fold's steps have a line of their own."""
+
+    def fold(self, result: "FoldResult", done: int, total: int) -> None:
+        """Show that a fold is done; one that failed is told at once."""
+        self.update("folds", done, total, f"{result.name}: {result.status}")
+        if result.error is not None:
+            self.console.print(f"{result.name} failed: {result.error}", markup=False, soft_wrap=True)
+
+    def summarize(self, results: "list[FoldResult]", folder: Path) -> None:
+        """Say how good the folds' models are on what they had not seen, and what was made."""
+        console = Console(highlight=False, soft_wrap=True)
+        failed = [result.name for result in results if result.error is not None]
+        path = folder / "summary.json"
+        if len(failed) < len(results) and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))["summary"]
+            interval = found["dice_interval_95"]
+            told = "" if interval is None else f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})"
+            dice = "undefined" if found["dice_mean"] is None else f"{found['dice_mean']:.3f}"
+            console.print(f"Mean Dice of {found['cases']} cases, out of fold: {dice}{told}")
+            console.print(f"Report: {folder / 'report.html'}\nNumbers: {path}", markup=False)
+        if failed:
+            console.print(
+                f"Failed: {', '.join(failed)}; no model was made. The same command with --resume goes on",
+                markup=False,
+            )
+        else:
+            console.print(f"Model:  {folder / 'model'}", markup=False)

@@ -177,6 +177,7 @@ def _prepare_data(planned: Sequence[PlannedRun], folder: Path, progress: Progres
             path.parent,
             lambda stage, done, total, source=source: progress(f"{source}: {stage}", done, total),  # type: ignore[misc]
             core_count(),
+            data_folder=path.parent,
         )
         write_text_atomic(path, dump_experiment(prepared_with))
 

@@ -95,7 +95,8 @@ def _train_and_examine(
     planned: PlannedRun, run_folder: Path, data_folder: Path, probes: ProbesConfig
 ) -> RunResult:
     experiment = planned.experiment
-    if not (run_folder / "report.html").is_file():  # the last that training writes
+    # The last that training writes, also where it diverges.
+    if not (run_folder / "report.html").is_file() or (run_folder / "divergence.json").is_file():
         resume = (run_folder / "config.yaml").is_file()
         train_run(experiment, run_folder, resume=resume, data_folder=data_folder)
     validation = json.loads((run_folder / "validation.json").read_text(encoding="utf-8"))
@@ -141,7 +142,7 @@ def examine_run(
     network.to(choose_device(training.device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if training.freeze_statistics_at is not None:
         freeze_statistics(network)
-    stream = PatchStream(data.training, experiment.patches, experiment.seed)
+    stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
     return probe(
         network,
         load_batches(stream, EXAMINED_FROM, EXAMINED_FROM + probes.patches, 1),

@@ -1,5 +1,7 @@
 """Overlap of a predicted and a reference label map: Dice, and the counts it comes from."""
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
 
@@ -20,13 +22,20 @@ def compute_dice(prediction: np.ndarray, reference: np.ndarray, num_classes: int
     Raises:
         ValueError: the shapes differ, or a label lies outside [0, num_classes).
     """
-    return compute_dice_from_confusion(count_confusion(prediction, reference, num_classes))
+    confusion = count_confusion(prediction, reference, num_classes)
+    return compute_dice_from_confusion(confusion, [(label,) for label in range(1, num_classes)])
 
 
-def compute_dice_from_confusion(confusion: np.ndarray) -> np.ndarray:
-    """Dice (num_classes - 1,) of the foreground classes, as `compute_dice`, from counts made before."""
-    intersection = np.diagonal(confusion)[1:]
-    total = (confusion.sum(axis=0) + confusion.sum(axis=1))[1:]
+def compute_dice_from_confusion(confusion: np.ndarray, structures: Iterable[Sequence[int]]) -> np.ndarray:
+    """Dice (S,) of S structures, as `compute_dice`, from counts made before.
+
+    Args:
+        confusion: voxels by reference class (row) and predicted class (column), from `count_confusion`.
+        structures: the classes of each.
+    """
+    rows = [list(classes) for classes in structures]
+    intersection = np.array([confusion[np.ix_(own, own)].sum() for own in rows], np.int64)
+    total = np.array([confusion[own].sum() + confusion[:, own].sum() for own in rows], np.int64)
     with np.errstate(invalid="ignore"):
         return 2 * intersection / total
 

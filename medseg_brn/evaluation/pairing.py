@@ -1,10 +1,10 @@
-"""Which prediction belongs to which reference, and what the classes are called."""
+"""Which prediction belongs to which reference, and what is evaluated."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from medseg_brn.cases.description import read_json
-from medseg_brn.cases.labels import parse_labels
+from medseg_brn.cases.label_description import Structures, parse_labels
 from medseg_brn.cases.manifest import is_manifest, list_manifest
 from medseg_brn.errors import DataError
 from medseg_brn.volumes.reading import PROBABILITIES_ENDING, VOLUME_SUFFIXES, is_volume_path, volume_stem
@@ -104,8 +104,8 @@ def _list_label_maps(manifest: Path) -> dict[str, Path]:
     return found
 
 
-def read_class_names(path: Path) -> dict[int, str]:
-    """Label value -> class name, background (0) left out, from a `dataset.json` (Decathlon or nnU-Net).
+def read_structures(path: Path) -> Structures:
+    """What a `dataset.json` (Decathlon or nnU-Net) describes: its regions, or its classes without background.
 
     Args:
         path: the file, or the folder that holds it.
@@ -114,8 +114,8 @@ def read_class_names(path: Path) -> dict[int, str]:
         DataError: the file is missing, is not JSON, or does not describe its labels.
     """
     file = path / "dataset.json" if path.is_dir() else path
-    labels = parse_labels(read_json(file).get("labels"), str(file))
-    return {value: name for name, value in labels.items() if value != 0}
+    content = read_json(file)
+    return parse_labels(content.get("labels"), str(file), content.get("regions_class_order")).structures
 
 
 def find_description(references: Path) -> Path | None:

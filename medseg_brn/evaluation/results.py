@@ -1,4 +1,4 @@
-"""What an evaluation found: metrics per case and class, and their summary over a cohort.
+"""What an evaluation found: metrics per case and class (or region), and their summary over a cohort.
 
 **Empty masks.** A class may be absent from the reference, from the prediction, or from both:
 

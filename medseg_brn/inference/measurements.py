@@ -24,29 +24,32 @@ class Measurement:
 
     Attributes:
         structure: its name.
-        label: its value in the label map.
+        label: its value in the label map; of a region all of them, as "1+2+3".
         volume_ml: of its voxels; 0 where there is none.
         mean_intensity: of the scan's values as they were read (CT: HU), one per channel; None where the
             structure has no voxel.
     """
 
     structure: str
-    label: int
+    label: int | str
     volume_ml: float
     mean_intensity: tuple[float, ...] | None
 
 
 def measure_structures(
-    label_map: Volume, channels: Sequence[Volume], structures: Mapping[int, str]
+    label_map: Volume, channels: Sequence[Volume], structures: Mapping[str, Sequence[int]]
 ) -> list[Measurement]:
     """Measure every structure, those that do not occur too.
 
     Args:
         label_map: label values.
         channels: the scan, on the same grid.
-        structures: name by label value, without the background.
+        structures: label values by name, without the background; they may overlap.
+
+    Returns:
+        One measurement per structure, in their order.
     """
-    labels = np.array(sorted(structures))
+    labels = np.array(sorted({value for values in structures.values() for value in values}))
     counts = np.zeros(len(labels), np.int64)
     sums = np.zeros((len(channels), len(labels)))
     planes = max(1, SLAB_VOXELS // max(1, label_map.array[:1].size))
@@ -60,15 +63,14 @@ def measure_structures(
             values = volume.array[start : start + planes].ravel()[inside]
             sums[channel] += np.bincount(position, values, minlength=len(labels))
     voxel_ml = abs(float(np.linalg.det(label_map.affine[:3, :3]))) / MM3_PER_ML
-    return [
-        Measurement(
-            structures[int(label)],
-            int(label),
-            float(count) * voxel_ml,
-            tuple(float(one) for one in total / count) if count else None,
-        )
-        for label, count, total in zip(labels, counts, sums.T, strict=True)
-    ]
+    measured = []
+    for name, values in structures.items():
+        own = np.searchsorted(labels, values)
+        count = int(counts[own].sum())
+        means = tuple((sums[:, own].sum(1) / count).tolist()) if count else None
+        label = values[0] if len(values) == 1 else "+".join(map(str, values))
+        measured.append(Measurement(name, label, count * voxel_ml, means))
+    return measured
 
 
 def as_rows(measurements: Iterable[Measurement]) -> list[dict[str, Any]]:

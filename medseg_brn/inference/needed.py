@@ -80,12 +80,13 @@ class Needed:
             occupied = np.logical_or.reduceat(voxels, starts, axis)
         return Needed(self._levels, occupied, block, self._shape)
 
-    def leave_out(self, scores: Tensor, start: int) -> Tensor:
+    def leave_out(self, scores: Tensor, start: int, exclusive: bool = True) -> Tensor:
         """Make everything background that is in no needed block.
 
         Args:
             scores: (K, x, Y, Z) of the planes from `start` on, probabilities; changed in place.
             start: the first plane's number.
+            exclusive: whether the background is the first of the channels; else it is where none has any.
         """
         if not self._blocks:
             return scores
@@ -94,7 +95,8 @@ class Needed:
         y, z = (np.arange(n) // step for n, step in zip(scores.shape[2:], block[1:], strict=True))
         empty = torch.from_numpy(~occupied[np.ix_(planes, y, z)]).to(scores.device)
         scores.masked_fill_(empty, 0)
-        scores[0].masked_fill_(empty, 1)
+        if exclusive:
+            scores[0].masked_fill_(empty, 1)
         return scores
 
 

@@ -3,6 +3,10 @@
 In this order: small pieces are removed, all but the largest piece is removed, holes are filled. Pieces are
 connected through faces. What is removed becomes background, and only background is filled, so a structure
 never takes a voxel from another.
+
+Structures are the classes of the label map as it is written. A model of regions has them too: a rule for
+`enhancing tumour`, written as 3, looks at the voxels with 3, and one for `label 1` at those that belong to
+the whole tumour and to no smaller region.
 """
 
 import difflib

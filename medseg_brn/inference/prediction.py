@@ -1,4 +1,4 @@
-"""Class scores of a whole volume, slab by slab: exact where the network allows it, else from windows."""
+"""Scores of a whole volume, slab by slab: exact where the network allows it, else from windows."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +16,7 @@ from medseg_brn.inference.plan import Plan
 from medseg_brn.inference.predictor import Predictor
 from medseg_brn.inference.windows import (
     Progress,
+    compute_probabilities,
     count_row_bytes,
     count_windows,
     iterate_mirrorings,
@@ -36,7 +37,10 @@ class Options:
         budget_bytes: what features and scores of an exact evaluation may take at their peak.
         occupied: (x, y, z) of blocks that hold something, the others being background; None where all do.
         block: size of the blocks.
-        probabilities: give probabilities; else, where nothing is averaged, whatever has the same order.
+        exclusive: the channels are classes of which a voxel has one, the background first; else they are
+            regions, of which a voxel may lie in several or in none.
+        probabilities: give probabilities; else, where nothing is averaged and classes are exclusive, whatever
+            has the same order.
     """
 
     windows: bool = False
@@ -45,6 +49,7 @@ class Options:
     budget_bytes: float = math.inf
     occupied: np.ndarray | None = None
     block: Size3 = (1, 1, 1)
+    exclusive: bool = True
     probabilities: bool = True
 
 
@@ -104,6 +109,7 @@ def _from_windows(
             patch_size=predictor.patch_size,
             overlap=overlap,
             mirror_axes=options.mirror_axes,
+            exclusive=options.exclusive,
             device=predictor.device,
             # A network that could be exact holds the number format itself.
             dtype=predictor.dtype if predictor.levels is None else torch.float32,
@@ -111,15 +117,16 @@ def _from_windows(
         )
         for number, (predictor, image) in enumerate(zip(predictors, images, strict=True))
     ]
-    return Scores(_average(streams, Needed([], options.occupied, options.block, shape)), plan, None)
+    needed = Needed([], options.occupied, options.block, shape)
+    return Scores(_average(streams, needed, options.exclusive), plan, None)
 
 
 @torch.inference_mode()
-def _average(streams: Sequence[Iterator[Tensor]], needed: Needed) -> Iterator[np.ndarray]:
+def _average(streams: Sequence[Iterator[Tensor]], needed: Needed, exclusive: bool) -> Iterator[np.ndarray]:
     """Yield the mean slabs of streams that cover the same planes, air being background."""
     start = 0
     for slabs in _align(streams):
-        mean = needed.leave_out(_mean(slabs), start)
+        mean = needed.leave_out(_mean(slabs), start, exclusive)
         start += mean.shape[1]
         yield mean.cpu().numpy()
 
@@ -215,9 +222,9 @@ def _exact_slabs(
         scores = (
             _mirrored_scores(evaluation, axes, start, stop, shape[0]) for axes, evaluation in evaluations
         )
-        if options.probabilities or passes > 1:
-            scores = (logits.softmax(0) for logits in scores)
-        yield needs[0].leave_out(_mean(scores), start).cpu().numpy()
+        if options.probabilities or passes > 1 or not options.exclusive:
+            scores = (compute_probabilities(logits, 0, options.exclusive) for logits in scores)
+        yield needs[0].leave_out(_mean(scores), start, options.exclusive).cpu().numpy()
         tick()
 
 

@@ -1,4 +1,4 @@
-"""Class probabilities from overlapping windows, for networks whose answer depends on the tile.
+"""Probabilities from overlapping windows, for networks whose answer depends on the tile.
 
 Windows of the patch size lie over the volume; where they overlap, their probabilities are averaged with a
 Gaussian weight that trusts a window's centre most (Isensee et al. 2021). Planes across X are handed on as
@@ -37,11 +37,12 @@ def iterate_window_slabs(
     patch_size: Sequence[int],
     overlap: float = 0.5,
     mirror_axes: Sequence[int] = (),
+    exclusive: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the probability of each class at each voxel, slab by slab.
+    """Yield the probability of each class or region at each voxel, slab by slab.
 
     Args:
         network: gives logits (N, K, X, Y, Z); in evaluation mode and on `device`.
@@ -51,13 +52,14 @@ def iterate_window_slabs(
         overlap: share of the window that neighbours have in common, in [0, 1).
         mirror_axes: axes 0, 1, 2 along which the window is also predicted mirrored; all combinations
             are averaged, so n axes take 2^n times as long.
+        exclusive: as for `compute_probabilities`.
         device: where the network computes.
         dtype: what convolutions compute in: float32 or bfloat16.
         progress: called with (windows done, windows in all) after each pass of the network.
 
     Yields:
-        (K, t, Y, Z) float32, non-negative and summing to 1 over the classes at every voxel, consecutive
-        along X; on `device`.
+        (K, t, Y, Z) float32 in [0, 1], summing to 1 over exclusive classes at every voxel, consecutive along
+        X; on `device`.
     """
     device, shape = torch.device(device), image.shape[1:]
     size = tuple(patch_size)
@@ -74,7 +76,7 @@ def iterate_window_slabs(
             chosen = corners[first : first + together]
             windows = torch.stack([_read(image, corner, size, before) for corner in chosen]).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                probabilities = _predict_mirrored(network, windows, mirror_axes)
+                probabilities = _predict_mirrored(network, windows, mirror_axes, exclusive)
             for corner, window in zip(chosen, probabilities, strict=True):
                 row.add(corner, window)
             done += len(chosen)
@@ -83,6 +85,17 @@ def iterate_window_slabs(
         following = starts[0][position + 1] if position + 1 < len(starts[0]) else padded[0]
         planes = row.take(following - x)
         yield _crop(planes, x, before, shape)
+
+
+def compute_probabilities(logits: Tensor, axis: int, exclusive: bool) -> Tensor:
+    """Return probabilities in [0, 1] of the logits' shape.
+
+    Args:
+        logits: with the channels along `axis`.
+        axis: of the channels.
+        exclusive: a voxel has one of the classes (softmax), or else lies in any number of regions (sigmoid).
+    """
+    return logits.softmax(axis) if exclusive else logits.sigmoid()
 
 
 def count_windows(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -> int:
@@ -179,13 +192,13 @@ def _crop(planes: Tensor, start: int, before: Sequence[int], shape: Sequence[int
 
 
 def _predict_mirrored(
-    network: Callable[[Tensor], Tensor], windows: Tensor, mirror_axes: Sequence[int]
+    network: Callable[[Tensor], Tensor], windows: Tensor, mirror_axes: Sequence[int], exclusive: bool
 ) -> Tensor:
     """Return the mean probabilities over all mirrorings of the windows, the plain one among them."""
     mean = torch.zeros(())
     for count, axes in enumerate(iterate_mirrorings(mirror_axes), 1):
         dimensions = [axis + 2 for axis in axes]
         logits = network(windows.flip(dimensions))  # (N, K, X, Y, Z)
-        probabilities = logits.float().softmax(1).flip(dimensions)
+        probabilities = compute_probabilities(logits.float(), 1, exclusive).flip(dimensions)
         mean = probabilities if count == 1 else mean + (probabilities - mean) / count
     return mean

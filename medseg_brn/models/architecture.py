@@ -6,20 +6,20 @@ from medseg_brn.config import NetworkConfig
 from medseg_brn.networks.unet3d import UNet3d
 
 
-def build_network(config: NetworkConfig, in_channels: int, num_classes: int) -> UNet3d:
+def build_network(config: NetworkConfig, in_channels: int, num_outputs: int) -> UNet3d:
     """Make the network that the options describe, with fresh weights and the final renorm limits.
 
     Args:
         config: the experiment's `network` section. Its `renorm_schedule` is training's affair.
         in_channels: channels of the images.
-        num_classes: classes, the background counted.
+        num_outputs: channels of the logits: classes, the background counted, or regions.
 
     Raises:
         ConfigError: strides, kernels or numbers of blocks that make no network.
     """
     return UNet3d(
         in_channels,
-        num_classes,
+        num_outputs,
         config.channels,
         strides=config.strides,
         kernels=config.kernels,

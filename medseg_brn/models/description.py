@@ -5,9 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from medseg_brn.cases.dataset import Dataset
+from medseg_brn.cases.label_description import Labels
 from medseg_brn.cases.preprocessing import Preprocessing
+from medseg_brn.cases.targets import Region
 from medseg_brn.config import InferenceConfig, Modality, NetworkConfig, Size3
 from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.inference.postprocessing import choose_rules
@@ -15,6 +27,18 @@ from medseg_brn.inference.postprocessing import choose_rules
 FORMAT_NAME: Final = "medseg_brn model"
 ENSEMBLE_FORMAT_NAME: Final = "medseg_brn ensemble"
 FORMAT_VERSION: Final = 1
+
+
+class RegionEntry(BaseModel):
+    """A structure that covers several classes and may overlap with other regions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    label_values: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Of the classes that it covers."""
+    written_value: int
+    """What its voxels get in a label map, unless a later region of the list covers them too."""
 
 
 class Description(BaseModel):
@@ -32,6 +56,9 @@ class Description(BaseModel):
     """Background first."""
     label_values: Annotated[tuple[int, ...], Field(min_length=1)]
     """The value of each class in label maps."""
+    regions: tuple[RegionEntry, ...] = ()
+    """One per channel of the logits, each with a sigmoid, in the order in which they are written; none, and
+    then no such field in the file, where the channels are the classes."""
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]
     """One per input channel."""
     inference: InferenceConfig = InferenceConfig()
@@ -47,6 +74,42 @@ class Description(BaseModel):
     def num_classes(self) -> int:
         """Number of classes, the background counted."""
         return len(self.class_names)
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the logits: one per region, else one per class."""
+        return len(self.regions) or self.num_classes
+
+    @property
+    def labels(self) -> Labels:
+        """What the values in label maps mean."""
+        index = {value: number for number, value in enumerate(self.label_values)}
+        regions = (
+            Region(one.name, tuple(index[value] for value in one.label_values), index[one.written_value])
+            for one in self.regions
+        )
+        return Labels(self.class_names, self.label_values, tuple(regions))
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_regions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        if not self.regions:
+            plain.pop("regions", None)
+        return plain
+
+    @model_validator(mode="after")
+    def _regions_are_of_classes(self) -> Self:
+        for region in self.regions:
+            unknown = {*region.label_values, region.written_value} - set(self.label_values[1:])
+            if unknown:
+                raise ValueError(
+                    f"region {region.name!r} has the values {sorted(unknown)}, which no class has beside the "
+                    "background"
+                )
+        written = [region.written_value for region in self.regions]
+        if len(set(written)) < len(written):
+            raise ValueError(f"regions are written with {written}, which repeats a value")
+        return self
 
     @model_validator(mode="after")
     def _classes_agree(self) -> Self:
@@ -117,6 +180,8 @@ class EnsembleDescription(Description):
 
     format: Literal["medseg_brn ensemble"] = ENSEMBLE_FORMAT_NAME
     members: Annotated[tuple[MemberEntry, ...], Field(min_length=2)]
+    training: dict[str, Any] = {}
+    """What is known of the ensemble as such: how its members were chosen, how good it is expected to be."""
 
     @model_validator(mode="after")
     def _members_differ(self) -> Self:
@@ -125,6 +190,18 @@ class EnsembleDescription(Description):
             if len(set(values)) < len(values):
                 raise ValueError(f"members repeat a {field}: {', '.join(values)}")
         return self
+
+
+def describe_regions(dataset: Dataset) -> tuple[RegionEntry, ...]:
+    """Return the entry of each of the dataset's regions; none where it has none."""
+    return tuple(
+        RegionEntry(
+            name=region.name,
+            label_values=tuple(dataset.label_values[index] for index in region.classes),
+            written_value=dataset.label_values[region.written_class],
+        )
+        for region in dataset.regions
+    )
 
 
 def find_disagreement(descriptions: Sequence[tuple[Path, Description]]) -> str | None:
@@ -150,6 +227,9 @@ def _shared_values(description: Description) -> dict[str, Any]:
     values: dict[str, Any] = {
         "class_names": description.class_names,
         "label_values": description.label_values,
+        "regions": tuple(
+            f"{one.name} {one.label_values}, as {one.written_value}" for one in description.regions
+        ),
         "modalities": description.modalities,
     }
     if isinstance(description, ModelDescription):

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -41,6 +42,7 @@ def save_ensemble(
     *,
     name: str | None = None,
     inference: InferenceConfig | None = None,
+    training: dict[str, Any] | None = None,
 ) -> None:
     """Write several models as one model folder, whole or not at all; a model that was there is replaced.
 
@@ -52,6 +54,7 @@ def save_ensemble(
         model_paths: model folders, or run folders with one inside; at least two.
         name: what the ensemble calls itself; by default as its members do.
         inference: mirroring, post-processing and so on; by default the members' own, if they are the same.
+        training: what is known of the ensemble as such, in plain JSON types.
 
     Raises:
         ModelError: a member is damaged, an ensemble or the same as another, the members do not belong
@@ -64,6 +67,7 @@ def save_ensemble(
     members = [(source, load_network(source)[1]) for source in sources]
     _check_members(members)
     description = _describe([member for _, member in members], name, inference or _common_inference(members))
+    description = description.model_copy(update={"training": training or {}})
     with atomic_path(folder) as temporary:
         for source, entry in zip(sources, description.members, strict=True):
             target = temporary / MEMBERS_NAME / entry.folder
@@ -125,6 +129,7 @@ def _describe(
             name=name or " + ".join(dict.fromkeys(member.name for member in members)),
             class_names=first.class_names,
             label_values=first.label_values,
+            regions=first.regions,
             modalities=first.modalities,
             inference=inference,
             licence=_join_licences([member.licence for member in members]),

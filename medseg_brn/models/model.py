@@ -136,7 +136,7 @@ class Model:
         Args:
             images: a file, a folder with a DICOM series, or a Volume; or a list of them, one per channel
                 in the order of the training data. One 4D file may hold all channels.
-            probabilities: also return each class's probability.
+            probabilities: also return the probability of each class, or of each region.
             overlap: blend windows with this overlap, a share in [0, 1), instead of evaluating exactly.
             mirror_axes: axes 0, 1, 2 (canonical: left-right, front-back, up-down) mirrored for test-time
                 augmentation; the model's own by default.
@@ -145,7 +145,8 @@ class Model:
 
         Returns:
             The label map, with the label values of the training data, on exactly the grid of the (first)
-            image; with `probabilities` also their array (K, X, Y, Z), float32 in [0, 1], on that grid.
+            image; with `probabilities` also their array (K, X, Y, Z), float32 in [0, 1], on that grid: one
+            channel per class, the background first, or per region.
 
         Raises:
             DataError: a file cannot be read, the channels do not fit the model or each other, or voxels are
@@ -208,7 +209,7 @@ class Model:
     ) -> Prediction:
         """Segment a prepared scan; the arguments are those of `predict` and `prepare`."""
         settings = self.description.inference
-        num_classes = self.description.num_classes
+        targets = self.description.labels.targets
         allowed = default_budget_bytes() if memory_bytes is None else memory_bytes
         taken = resident_bytes() + LABEL_MAP_BYTES * math.prod(scan.grid.shape) + RESERVED_BYTES
         # What the other scans may take in the meantime.
@@ -219,8 +220,8 @@ class Model:
                 f"{(taken + elsewhere) / 1e9:.3g} GB before a feature is computed; raise --memory above "
                 "that, or close other programs"
             )
-        labels = LabelMapRestorer(scan.record, num_classes, scan.scratch)
-        restored = ProbabilityRestorer(scan.record, num_classes, scan.scratch) if probabilities else None
+        labels = LabelMapRestorer(scan.record, targets, scan.scratch)
+        restored = ProbabilityRestorer(scan.record, targets, scan.scratch) if probabilities else None
         options = Options(
             windows=overlap is not None,
             overlap=settings.overlap if overlap is None else overlap,
@@ -228,6 +229,7 @@ class Model:
             budget_bytes=allowed - taken - elsewhere,
             occupied=scan.occupied,
             block=AIR_BLOCK,
+            exclusive=not targets.regions,
             probabilities=probabilities or scan.record.network_shape != scan.record.cropped_shape,
         )
         predictors = [member.predictor for member in self.members]

@@ -176,7 +176,7 @@ def _build_without_memory(description: ModelDescription, folder: Path) -> UNet3d
     """Return the described network with shapes only, so that no description can ask for memory."""
     try:
         with torch.device("meta"):
-            network = build_network(description.network, description.in_channels, description.num_classes)
+            network = build_network(description.network, description.in_channels, description.num_outputs)
             network.check_patch_size(description.patch_size)
     except ConfigError as error:
         raise ModelError(f"{folder} describes no network: {error}") from None

@@ -100,10 +100,9 @@ class ModelSegmenter:
             "predicted_peak_bytes": prediction.predicted_peak_bytes,
         }
         if self.measurements:
-            names = dict(zip(model.description.label_values, model.description.class_names, strict=True))
-            del names[model.description.label_values[0]]
+            structures = model.description.labels.structures.label_values
             details["measurements"] = as_rows(
-                measure_structures(prediction.label_map, prepared.channels, names)
+                measure_structures(prediction.label_map, prepared.channels, structures)
             )
         return prediction, details
 

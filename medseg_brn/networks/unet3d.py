@@ -1,8 +1,9 @@
 """The 3D U-Net: the whole network in one file, read from top to bottom."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_brn.errors import ConfigError
+from medseg_brn.networks.checkpointing import compute_twice
 from medseg_brn.networks.convolution import Conv3d, WeightStandardizedConv3d
 from medseg_brn.networks.normalization import make_normalization
 
@@ -96,7 +98,11 @@ class UNet3d(nn.Module):
     Attributes:
         strides_total: (3,) by how much the coarsest level is coarser than the input; patch sizes are
             multiples of it.
+        activation_checkpointing: while training, keep each level's inputs only and compute the level again
+            in the backward pass: less memory, more time, the same results. Off unless set.
     """
+
+    activation_checkpointing = False
 
     def __init__(
         self,
@@ -180,24 +186,45 @@ class UNet3d(nn.Module):
             ConfigError: the number of channels or the size does not fit.
         """
         self._check_input(image)
-        features = self.stem(image)  # (N, in_channels, X, Y, Z) -> (N, channels[0], X, Y, Z)
-        features = features.contiguous(memory_format=self._memory_format())
-        skips = []
-        for level in self.encoder:
-            features = level(features)  # (N, channels[i], X / s, Y / s, Z / s), s: strides up to level i
+        features, skips = image, []
+        for index in range(len(self.encoder)):
+            features = self._run(self._encode, index, features)
             skips.append(features)
 
         features = skips.pop()  # (N, channels[-1], X / S, Y / S, Z / S), S: strides_total
         coarser_logits = []
-        for index, (upsample, level) in enumerate(zip(self.upsampling, self.decoder, strict=True)):
-            features = upsample(features)  # (N, channels[i], X / s, Y / s, Z / s), s: strides up to level i
-            features = torch.cat((features, skips.pop()), dim=1)  # (N, 2 channels[i], X / s, Y / s, Z / s)
-            features = level(features)  # (N, channels[i], X / s, Y / s, Z / s)
+        for index in range(len(self.decoder)):
+            features = self._run(self._decode, index, features, skips.pop())
             if self.training and index < len(self.coarser_heads):
                 coarser_logits.append(self.coarser_heads[index](features))  # (N, K, X / s, Y / s, Z / s)
 
         logits = self.head(features)  # (N, num_classes, X, Y, Z)
         return [logits, *reversed(coarser_logits)] if coarser_logits else logits
+
+    def _encode(self, index: int, features: Tensor) -> Tensor:
+        """(N, channels[i - 1], X / s', Y / s', Z / s') -> (N, channels[i], X / s, Y / s, Z / s), i: `index`.
+
+        s: strides up to level i, s': up to the level before; the finest takes (N, in_channels, X, Y, Z).
+        """
+        if index == 0:
+            features = self.stem(features)  # (N, channels[0], X, Y, Z)
+            features = features.contiguous(memory_format=self._memory_format())
+        return self.encoder[index](features)
+
+    def _decode(self, index: int, features: Tensor, skip: Tensor) -> Tensor:
+        """(N, channels[i + 1], X / s', Y / s', Z / s') -> (N, channels[i], X / s, Y / s, Z / s), as `skip`.
+
+        s: strides up to level i, s': up to the one below; `index` counts from the coarsest level on.
+        """
+        features = self.upsampling[index](features)  # (N, channels[i], X / s, Y / s, Z / s)
+        features = torch.cat((features, skip), dim=1)  # (N, 2 channels[i], X / s, Y / s, Z / s)
+        return self.decoder[index](features)
+
+    def _run(self, level: Callable[..., Tensor], index: int, *features: Tensor) -> Tensor:
+        """The level's result, with or without its activations kept for the backward pass."""
+        if self.training and self.activation_checkpointing and torch.is_grad_enabled():
+            return compute_twice(partial(level, index), *features, network=self)
+        return level(index, *features)
 
     def check_patch_size(self, size: Sequence[int]) -> None:
         """Raise ConfigError unless each axis of `size` is a positive multiple of `strides_total`."""

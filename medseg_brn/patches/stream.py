@@ -13,9 +13,12 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 from medseg_brn.cases.cache import PreparedCase
+from medseg_brn.cases.targets import Targets
 from medseg_brn.config import PatchesConfig
 from medseg_brn.errors import DataError
-from medseg_brn.patches.augmentation import make_augmentation, region_size
+from medseg_brn.patches.augmentation import make_augmentation
+from medseg_brn.patches.deformation import region_size
+from medseg_brn.patches.sampling import cut_region, draw_voxel, group_by_class, place_patch
 
 
 class Patch(TypedDict):
@@ -41,29 +44,47 @@ class PatchBatch(TypedDict):
 class PatchStream(Dataset):
     """Patches by index: every case once per epoch in random order, at random places.
 
+    With `config.foreground_by` "class", foreground patches go by the dataset's classes instead: one of them
+    is drawn, then a case that has it.
+
     Args:
-        cases: prepared training cases.
+        cases: prepared training cases, all with the same voxel size.
         config: size, foreground share and augmentation.
         seed: the experiment's seed.
+        targets: the dataset's classes, by whose names left and right change places under mirroring.
 
     Raises:
-        DataError: there are no cases.
+        DataError: there are no cases, or one cannot be read.
+        ConfigError: the augmentation names a class that there is not.
     """
 
-    def __init__(self, cases: Sequence[PreparedCase], config: PatchesConfig, seed: int) -> None:
+    def __init__(
+        self, cases: Sequence[PreparedCase], config: PatchesConfig, seed: int, targets: Targets
+    ) -> None:
         if not cases:
             raise DataError("There are no training cases: the dataset is empty or all cases are held out")
         self.cases = list(cases)
         self.config = config
         self.seed = seed
-        self._region_size = region_size(config.augmentation, config.size)
-        self._augment = make_augmentation(config.augmentation, config.size) if config.augmentation else None
+        self._cases_with = group_by_class(cases) if config.foreground_by == "class" else {}
+        augmentation, spacing_mm = config.augmentation, self.cases[0].spacing_mm
+        self._region_size = region_size(augmentation, config.size, spacing_mm)
+        self._augment = (
+            make_augmentation(augmentation, config.size, spacing_mm, targets) if augmentation else None
+        )
 
     def __getitem__(self, index: int) -> Patch | DataError:
         # A worker's error travels as a value, so that it arrives as itself instead of as a traceback's text.
-        case = self._case_of(index)
+        rng = np.random.default_rng([self.seed, index])
+        wants_foreground = rng.random() < self.config.foreground_fraction
+        case, wanted_class = self._case_of(index), None
+        if wants_foreground and self._cases_with:
+            wanted_class = list(self._cases_with)[rng.integers(len(self._cases_with))]
+            having = self._cases_with[wanted_class]
+            case = having[rng.integers(len(having))]
         try:
-            return self._make_patch(case, np.random.default_rng([self.seed, index]))
+            wanted = draw_voxel(case, wants_foreground, wanted_class, rng)
+            return self._make_patch(case, wanted, rng)
         except DataError as error:
             return error
         except Exception as error:
@@ -75,11 +96,9 @@ class PatchStream(Dataset):
         order = np.random.default_rng([self.seed, epoch, len(self.cases)]).permutation(len(self.cases))
         return self.cases[order[place]]
 
-    def _make_patch(self, case: PreparedCase, rng: np.random.Generator) -> Patch:
+    def _make_patch(self, case: PreparedCase, wanted: np.ndarray, rng: np.random.Generator) -> Patch:
         image, label_map = case.image(), case.label_map()
-        centre = sample_centre(
-            label_map.shape, self.config.size, case.foreground(), self.config.foreground_fraction, rng
-        )
+        centre = place_patch(wanted, label_map.shape, self.config.size, rng)
         sample = {
             "image": torch.from_numpy(cut_region(image, centre, self._region_size)),
             "label": torch.from_numpy(
@@ -94,59 +113,6 @@ class PatchStream(Dataset):
             "label": convert_to_tensor(sample["label"], dtype=torch.int64, track_meta=False).contiguous(),
             "case": case.name,
         }
-
-
-def sample_centre(
-    shape: Sequence[int],
-    size: Sequence[int],
-    foreground: dict[int, np.ndarray],
-    foreground_fraction: float,
-    rng: np.random.Generator,
-) -> tuple[int, int, int]:
-    """Centre voxel of a random patch: on a foreground voxel with the given probability, else anywhere.
-
-    Args:
-        shape: the volume's (X, Y, Z).
-        size: the patch's (X, Y, Z).
-        foreground: class index → (n, 3) voxel coordinates; classes are drawn evenly, then a voxel.
-        foreground_fraction: probability that the patch is centred on foreground.
-        rng: source of randomness.
-
-    Returns:
-        A voxel whose patch lies inside the volume along every axis that is long enough; along the others
-        the volume's middle.
-    """
-    wants_foreground = rng.random() < foreground_fraction
-    present = [coordinates for _, coordinates in sorted(foreground.items()) if len(coordinates)]
-    if wants_foreground and present:
-        coordinates = present[rng.integers(len(present))]
-        wanted = np.asarray(coordinates[rng.integers(len(coordinates))])
-    else:
-        wanted = rng.integers(np.asarray(shape))
-    x, y, z = (_inside(int(w), n, s) for w, n, s in zip(wanted, shape, size, strict=True))
-    return x, y, z
-
-
-def _inside(wanted: int, length: int, size: int) -> int:
-    if length <= size:
-        return length // 2
-    return min(max(wanted, size // 2), length - size + size // 2)
-
-
-def cut_region(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Copy of (C, *size) voxels around `centre`; voxels outside the (C, X, Y, Z) array are zero.
-
-    size 4, centre 2:   0 1 [2] 3      the centre is voxel size // 2 of the region
-    """
-    lower = [c - s // 2 for c, s in zip(centre, size, strict=True)]
-    source, target = [slice(None)], [slice(None)]
-    for start, length, extent in zip(lower, size, array.shape[1:], strict=True):
-        first, last = max(start, 0), min(start + length, extent)
-        source.append(slice(first, last))
-        target.append(slice(first - start, last - start))
-    region = np.zeros((array.shape[0], *size), dtype=array.dtype)
-    region[tuple(target)] = array[tuple(source)]
-    return region
 
 
 class MicroBatches:

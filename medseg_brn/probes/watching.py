@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from medseg_brn.networks.batch_renorm import BatchRenorm, RenormObservation
 from medseg_brn.networks.operator import batch_statistics, compute_corrections
+from medseg_brn.networks.recomputation import inside_backward
 from medseg_brn.probes.layers import find_norm_layers
 from medseg_brn.probes.statistics import as_tracked, compute_drift, is_centred
 
@@ -91,6 +92,8 @@ class Watcher:
         }
 
     def _measure(self, name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        if inside_backward():
+            return  # activation checkpointing repeats a pass; the statistics have taken it in by now
         mean, var = as_tracked(layer, *batch_statistics(inputs[0]))
         running = layer.running_mean.to(mean.dtype), layer.running_var.to(var.dtype)
         r_raw, d_raw = compute_corrections(mean, var, *running, layer.eps)

@@ -6,6 +6,7 @@ Slices are shown as radiologists look at them: the patient's right at the left, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import matplotlib.patheffects as patheffects
 import numpy as np
@@ -56,7 +57,14 @@ class _Slice:
     extent_mm: tuple[float, float]
 
 
-def draw_overlay(image: Volume, reference: Volume, prediction: Volume, description: str) -> Markup:
+def draw_overlay(
+    image: Volume,
+    reference: Volume,
+    prediction: Volume,
+    description: str,
+    through: Literal["reference", "difference"] = "reference",
+    ignore_value: int | None = None,
+) -> Markup:
     """`<img>` of an axial, a coronal and a sagittal slice, each where the reference is largest.
 
     Where the reference is empty, the prediction decides; where both are, the middle does.
@@ -66,6 +74,10 @@ def draw_overlay(image: Volume, reference: Volume, prediction: Volume, descripti
         reference: label map on the scan's voxels, whatever the order and direction of its axes.
         prediction: the same.
         description: what is shown, in words, for screen readers.
+        through: `difference` for the slices where the most voxels have another class in the prediction than
+            in the reference, if any have.
+        ignore_value: of the reference's voxels that nobody annotated; these have no outline, and what is
+            predicted there is no difference.
 
     Raises:
         DataError: the three do not lie on the same voxels.
@@ -78,7 +90,11 @@ def draw_overlay(image: Volume, reference: Volume, prediction: Volume, descripti
             raise DataError(
                 f"Image and {name} do not lie on one grid: {difference}; draw them on the same scan."
             )
-    slices = _cut_slices(image, reference, prediction)
+    ignored = np.zeros(reference.shape, bool)
+    if ignore_value is not None:
+        ignored = reference.array == ignore_value
+        reference = Volume(np.where(ignored, 0, reference.array), reference.grid)
+    slices = _cut_slices(image, reference, prediction, ignored, through)
     window = _find_window(slices)
     drawing, panels = _make_panels([each.extent_mm for each in slices])
     for axes, each in zip(panels, slices, strict=True):
@@ -86,12 +102,18 @@ def draw_overlay(image: Volume, reference: Volume, prediction: Volume, descripti
     return make_image(drawing, description)
 
 
-def _cut_slices(image: Volume, reference: Volume, prediction: Volume) -> list[_Slice]:
+def _cut_slices(
+    image: Volume, reference: Volume, prediction: Volume, ignored: np.ndarray, through: str
+) -> list[_Slice]:
     """One slice per plane through the segmented region, from volumes in RAS+."""
     arrays = [volume.array for volume in (image, reference, prediction)]
     box = _find_region((arrays[1] > 0) | (arrays[2] > 0), image.spacing_mm)
     arrays = [array[box] for array in arrays]
-    centre = _largest_slices(arrays[1] if arrays[1].any() else arrays[2])
+    different = (arrays[1] != arrays[2]) & ~ignored[box]
+    if through == "difference" and different.any():
+        centre = _largest_slices(different)
+    else:
+        centre = _largest_slices(arrays[1] if arrays[1].any() else arrays[2])
     slices = []
     for plane in _PLANES:
         pixels, referenced, predicted = (

@@ -1,7 +1,7 @@
 """What a run folder tells: options, measurements per step, and the evaluation of its held-out cases."""
 
 import json
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from medseg_brn.config import Experiment
 from medseg_brn.errors import DataError
 from medseg_brn.experiment import load_experiment
-from medseg_brn.reports.step_records import StepRecord, read_metrics
+from medseg_brn.reports.step_records import PatchRecord, StepRecord, read_metrics, read_patches
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,28 @@ class RunRecord:
     """Column of `metrics.csv` -> (steps,) float64; NaN where a row has no value."""
     evaluation: dict[str, Any] | None
     """`validation.json`, or None where there is none or it holds no case."""
-    split: dict[str, list[str]]
-    """`training` and `validation` case names; empty where `split.json` is missing."""
+    split: dict[str, Any]
+    """`split.json`: `training` and `validation` case names among others; empty where it is missing."""
     model: dict[str, Any]
     """`model/model.json`; empty where it is missing."""
+    patches: list[PatchRecord] = field(default_factory=list)
+    """`patches.csv`; empty where it is missing, as in runs of earlier versions."""
+    fit: dict[str, Any] = field(default_factory=dict)
+    """`fit.json`: case → Dice of some `training` and `held_out` cases; empty where it is missing."""
+    suspects: list[dict[str, str]] = field(default_factory=list)
+    """`suspects.json`: name and paths of training cases that are badly fitted."""
+    divergence: dict[str, Any] = field(default_factory=dict)
+    """`divergence.json`; empty unless the run ended by it."""
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, background first; empty where `split.json` is missing."""
+        return list(self.split.get("classes", []))
+
+    def locate(self, path: str) -> Path:
+        """A path of a record: relative to the run folder where it is there, else as it stands."""
+        inside = self.folder / path
+        return inside if inside.exists() else Path(path)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -52,6 +70,10 @@ def read_run(folder: Path) -> RunRecord:
         evaluation=evaluation if evaluation.get("cases") else None,
         split=_read_json(folder / "split.json"),
         model=_read_json(folder / "model" / "model.json"),
+        patches=read_patches(folder / "patches.csv"),
+        fit=_read_json(folder / "fit.json"),
+        suspects=_read_json(folder / "suspects.json").get("cases", []),
+        divergence=_read_json(folder / "divergence.json"),
     )
 
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from medseg_brn.errors import MedsegError
 from medseg_brn.reports.curves import draw_curve, draw_points
+from medseg_brn.reports.diagnosis.course import share_waiting
+from medseg_brn.reports.diagnosis.finding import Finding
+from medseg_brn.reports.diagnosis.section import describe_diagnosis, diagnose, write_diagnosis
 from medseg_brn.reports.drawing import SERIES
 from medseg_brn.reports.evaluation_blocks import (
     make_case_table,
@@ -34,18 +37,23 @@ from medseg_brn.reports.run_record import RunRecord, read_run
 from medseg_brn.volumes.reading import read_channels, read_volume
 
 
-def write_run_report(run_folder: Path) -> None:
-    """Writes `report.html` into a run folder, whole or not at all.
+def write_run_report(run_folder: Path) -> tuple[Finding, ...]:
+    """Writes `report.html` and `diagnosis.json` into a run folder, each whole or not at all.
 
     A run that is not finished, or that validated nothing, is reported as far as it went.
+
+    Returns:
+        What is suspicious about the run, the weightiest first.
 
     Raises:
         DataError: the folder is no run folder, or a file in it is damaged.
     """
     run = read_run(run_folder)
     network = run.experiment.network
+    findings = diagnose(run)
     sections = (
         Section("Result", _describe_result(run)),
+        Section("Diagnosis", describe_diagnosis(run, findings)),
         Section("Segmentations", _describe_segmentations(run)),
         Section("Cases", [make_case_table(run.evaluation)] if run.evaluation is not None else []),
         Section("Training", _describe_training(run)),
@@ -57,7 +65,9 @@ def write_run_report(run_folder: Path) -> None:
         f"for {_steps_done(run)} of {run.experiment.training.steps} steps."
     )
     page = Page(run.experiment.name, subtitle, [section for section in sections if section.blocks])
+    write_diagnosis(run, findings)
     write_page(page, run_folder / "report.html")
+    return findings
 
 
 def _describe_result(run: RunRecord) -> list[Block]:
@@ -65,6 +75,8 @@ def _describe_result(run: RunRecord) -> list[Block]:
         reason = (
             "all cases were trained on (dataset.fold is null)"
             if run.experiment.dataset.fold is None
+            else f"the run stopped at step {run.divergence['step']}, see the diagnosis"
+            if run.divergence
             else "the run has not come to its validation yet"
         )
         return [
@@ -85,28 +97,21 @@ def _describe_segmentations(run: RunRecord) -> list[Block]:
     for role, case in pick_best_median_worst(run.evaluation).items():
         label = f"{role}: {case['case']}, mean Dice {mean_dice(case):.3f}"
         try:
-            figures.append(Figure(_draw_case(run.folder, case, label), f"{label} ({LEGEND})"))
+            figures.append(Figure(_draw_case(run, case, label), f"{label} ({LEGEND})"))
         except MedsegError as error:
             problems.append(Paragraph(f"{label}: not drawn. {error}"))
     return [Gallery(figures, wide=True), *problems]
 
 
-def _draw_case(folder: Path, case: dict[str, Any], label: str) -> Any:
-    image, reference, prediction = (
-        _find(folder, case[name]) for name in ("image", "reference", "prediction")
-    )
+def _draw_case(run: RunRecord, case: dict[str, Any], label: str) -> Any:
+    image, reference, prediction = (run.locate(case[name]) for name in ("image", "reference", "prediction"))
     return draw_overlay(
         read_channels(image)[0],
         read_volume(reference),
         read_volume(prediction),
         f"{label}: axial, coronal and sagittal slice, {LEGEND}",
+        ignore_value=run.split.get("ignore_value"),
     )
-
-
-def _find(folder: Path, path: str) -> Path:
-    """A path of `validation.json`: relative to the run folder where it is there, else as it stands."""
-    inside = folder / path
-    return inside if inside.exists() else Path(path)
 
 
 def _describe_training(run: RunRecord) -> list[Block]:
@@ -150,12 +155,12 @@ def _describe_training(run: RunRecord) -> list[Block]:
 
 def _describe_cost(run: RunRecord) -> list[Block]:
     """Durations, the share spent waiting for data, and the size of what came out."""
-    seconds, waiting = run.metrics["seconds"], run.metrics["loader_share"]
+    seconds = run.metrics["seconds"]
     if not seconds.size:
         return []
     patches = run.experiment.training.batch_size * run.experiment.training.accumulation
     median = float(np.median(seconds))
-    share = float(np.average(waiting, weights=np.maximum(seconds, 1e-9)))
+    share = share_waiting(run.metrics)
     tiles = [
         Tile(
             "Training time",

@@ -1,6 +1,7 @@
-"""`metrics.csv`: what each optimizer step of a run measured, and how it is read back."""
+"""What each step of a run measured (`metrics.csv`) and was trained on (`patches.csv`), and how it is read."""
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,5 +35,40 @@ def read_metrics(path: Path) -> list[StepRecord]:
                 numbers = {name: float(row[name]) for name in row if name not in ("step", "dice")}
                 records.append(StepRecord(step=int(row["step"]), dice=dice, **numbers))
             except (KeyError, TypeError, ValueError):
+                break
+    return records
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """One training patch: the optimizer step that it was part of, and what it was.
+
+    `loss` is its mean cross-entropy in nats (NaN where all its voxels are to be ignored), `voxels` the number
+    of its voxels by class, for the classes that it has.
+    """
+
+    step: int
+    case: str
+    loss: float
+    voxels: Mapping[int, int]
+
+    def as_row(self) -> list[str]:
+        """The record as a row of the table: step, case, loss, and voxels as `0:8120 2:72`."""
+        voxels = " ".join(f"{index}:{count}" for index, count in self.voxels.items())
+        return [str(self.step), self.case, f"{self.loss:.6g}", voxels]
+
+
+def read_patches(path: Path) -> list[PatchRecord]:
+    """Rows of a `patches.csv`, none where it is missing; an unfinished last line is passed over."""
+    if not path.is_file():
+        return []
+    records = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                pairs = (entry.split(":") for entry in row["voxels"].split())
+                voxels = {int(index): int(count) for index, count in pairs}
+                records.append(PatchRecord(int(row["step"]), row["case"], float(row["loss"]), voxels))
+            except (AttributeError, KeyError, TypeError, ValueError):
                 break
     return records

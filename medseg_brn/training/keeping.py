@@ -1,5 +1,6 @@
 """What is kept of a run while it goes on: records of every step, probes, validations, checkpoints."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,13 @@ from medseg_brn.probes.watching import Watcher
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.checkpoint import save_checkpoint
 from medseg_brn.training.data import TrainingData
+from medseg_brn.training.diagnosis.divergence import Divergence
+from medseg_brn.training.diagnosis.patches import PatchLog
 from medseg_brn.training.distributed import Processes
 from medseg_brn.training.recording import Recorder
 from medseg_brn.training.state import TrainingState
 from medseg_brn.training.validation import validate_quickly
+from medseg_brn.volumes.atomic import write_text_atomic
 
 
 class Keeper:
@@ -43,6 +47,10 @@ class Keeper:
         self._listener = listener
         every = experiment.training.probe_every
         self._watcher = Watcher(state.network, every) if every is not None else None
+        self._patches = PatchLog(data.dataset.targets)
+        self.after_pass = self._patches.take_in
+        self._divergence = run_folder / "divergence.json"
+        self._divergence.unlink(missing_ok=True)  # of a run that now goes on
 
     def before_step(self, step: int) -> None:
         """Let the probes see a step that is to be sampled."""
@@ -52,6 +60,7 @@ class Keeper:
     def after_step(self, record: StepRecord) -> None:
         """Record a finished step; validate and save a checkpoint where one is due."""
         training = self._experiment.training
+        self._recorder.write_patches(self._patches.read(record.step))
         if self._watcher is not None:
             self._recorder.write_samples(self._watcher.after_step(record.step))
         if training.validate_every and record.step % training.validate_every == 0:
@@ -63,6 +72,10 @@ class Keeper:
             self._save(record.step)
         if self._listener is not None:
             self._listener(record, training.steps)
+
+    def on_divergence(self, divergence: Divergence) -> None:
+        """Write what the run ended with to `divergence.json`."""
+        write_text_atomic(self._divergence, json.dumps(divergence.as_dict(), indent=1) + "\n")
 
     def _save(self, step: int) -> None:
         state = self._state
@@ -78,7 +91,7 @@ class Keeper:
             self._state.best_network,
             cases,
             self._experiment,
-            self._data.num_classes,
+            self._data.dataset.targets,
             self._device,
             self._dtype,
         )

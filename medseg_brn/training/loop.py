@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from medseg_brn.config import Experiment
@@ -13,6 +13,7 @@ from medseg_brn.errors import DataError, DivergenceError, TrainingError
 from medseg_brn.networks.normalization import freeze_statistics, set_renorm_step
 from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
 from medseg_brn.reports.step_records import StepRecord
+from medseg_brn.training.diagnosis.divergence import Divergence, trace_divergence
 from medseg_brn.training.distributed import Processes, merge_statistics, share_gradients
 from medseg_brn.training.losses import Loss
 from medseg_brn.training.schedules import (
@@ -21,6 +22,9 @@ from medseg_brn.training.schedules import (
     statistics_are_frozen,
 )
 from medseg_brn.training.state import TrainingState
+
+Observer = Callable[[PatchBatch, Tensor, Tensor], None]
+"""Told of a batch, its (finest) logits and its classes on the network's device."""
 
 
 def make_loader(
@@ -72,14 +76,17 @@ def run_steps(
     processes: Processes,
     before_step: Callable[[int], None] | None = None,
     after_step: Callable[[StepRecord], None] | None = None,
+    after_pass: Observer | None = None,
+    on_divergence: Callable[[Divergence], None] | None = None,
 ) -> None:
     """Train from `first_step` to the end.
 
-    `before_step` is told of the number (from 1) of each step that begins, `after_step` of each finished one.
+    `before_step` is told of the number (from 1) of each step that begins, `after_step` of each finished one,
+    `after_pass` of each forward and backward pass, `on_divergence` of what is then raised.
 
     Raises:
-        DivergenceError: the loss or the gradient is not finite; the message names the step and the cases.
-            The optimizer has not made the step.
+        DivergenceError: the loss or the gradient is not finite; the message names the step, the cases, and
+            the layer in which it began. The optimizer has not made the step.
     """
     training = experiment.training
     schedule = compute_renorm_schedule(experiment.network, training.steps)
@@ -96,16 +103,21 @@ def run_steps(
         learning_rate = compute_learning_rate(step, training)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        losses, cases = [], []
+        losses, trained = [], []
         for _ in range(training.accumulation):
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
-            cases.extend(batch["cases"])
-            losses.append(_backward(network, batch, loss_function, training.accumulation, dtype))
+            trained.append(batch)
+            losses.append(_backward(network, batch, loss_function, training.accumulation, dtype, after_pass))
         loss, norm = sum(losses) / len(losses), _clip_gradients(state.network, training.gradient_clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergenceError(_not_finite(step + 1, loss, norm, cases))
+            cause = trace_divergence(state.network, trained, loss_function, dtype)
+            cases = cause.cases or sorted({case for batch in trained for case in batch["cases"]})
+            divergence = Divergence(step + 1, loss, norm, tuple(cases), cause)
+            if on_divergence is not None:
+                on_divergence(divergence)
+            raise DivergenceError(divergence.message())
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         merge_statistics(state.network, processes)
@@ -122,6 +134,7 @@ def _backward(
     loss_function: Loss,
     accumulation: int,
     dtype: torch.dtype,
+    observe: Observer | None,
 ) -> float:
     """Add one batch's gradient; return its loss."""
     device = next(network.parameters()).device
@@ -131,17 +144,11 @@ def _backward(
         logits = network(image)
     loss = loss_function(logits, classes)
     (loss / accumulation).backward()
+    if observe is not None:
+        observe(batch, logits if isinstance(logits, Tensor) else logits[0], classes)
     return float(loss.detach())
 
 
 def _clip_gradients(network: nn.Module, limit: float | None) -> float:
     """Scale the gradients down to norm `limit`; return the norm they had."""
     return float(nn.utils.clip_grad_norm_(network.parameters(), math.inf if limit is None else limit))
-
-
-def _not_finite(step: int, loss: float, norm: float, cases: list[str]) -> str:
-    return (
-        f"Loss {loss} and gradient norm {norm} at step {step} are not both finite; its patches came from"
-        f" {', '.join(sorted(set(cases)))}. Look at these cases with `medseg-brn check`; or go on from the"
-        " last checkpoint with --resume and a lower training.learning_rate or training.gradient_clip"
-    )

@@ -10,7 +10,7 @@ from torch import nn
 
 from medseg_brn.config import Experiment
 from medseg_brn.inference.machine import peak_resident_bytes
-from medseg_brn.models.description import ModelDescription
+from medseg_brn.models.description import ModelDescription, describe_regions
 from medseg_brn.models.package import save_model
 from medseg_brn.reports.step_records import read_metrics
 from medseg_brn.training.data import TrainingData
@@ -29,6 +29,7 @@ def save_trained_model(
         network=experiment.network,
         class_names=data.dataset.class_names,
         label_values=data.dataset.label_values,
+        regions=describe_regions(data.dataset),
         modalities=data.dataset.modalities,
         preprocessing=data.preprocessing,
         patch_size=experiment.patches.size,

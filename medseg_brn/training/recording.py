@@ -1,4 +1,4 @@
-"""What a run writes while it goes on: `metrics.csv`, `probes.csv`, TensorBoard files."""
+"""What a run writes while it goes on: `metrics.csv`, `patches.csv`, `probes.csv`, TensorBoard files."""
 
 import csv
 import io
@@ -10,12 +10,13 @@ from typing import Any, Self, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from medseg_brn.probes.watching import Sample
-from medseg_brn.reports.step_records import StepRecord, read_metrics
+from medseg_brn.reports.step_records import PatchRecord, StepRecord, read_metrics, read_patches
 from medseg_brn.volumes.atomic import write_text_atomic
 
 
 class Recorder:
-    """Appends step records to the run folder's `metrics.csv` and TensorBoard files, samples to `probes.csv`.
+    """Appends step records to the run folder's `metrics.csv` and TensorBoard files, patches to `patches.csv`,
+    samples to `probes.csv`.
 
     On opening, rows after `first_step` are dropped: they were written after the checkpoint that a resumed
     run starts from, and will be written again.
@@ -26,6 +27,10 @@ class Recorder:
         kept = [_as_row(row) for row in read_metrics(path) if row.step <= first_step]
         self._file = _open_table(path, StepRecord, kept)
         self._writer = csv.writer(self._file, lineterminator="\n")
+        path = run_folder / "patches.csv"
+        trained = [patch.as_row() for patch in read_patches(path) if patch.step <= first_step]
+        self._patches = _open_table(path, PatchRecord, trained)
+        self._patch_writer = csv.writer(self._patches, lineterminator="\n")
         self._folder, self._first_step = run_folder, first_step
         self._samples: TextIO | None = None
         self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=first_step + 1)
@@ -38,6 +43,10 @@ class Recorder:
             if value is not None:
                 self._tensorboard.add_scalar(name, value, record.step)
 
+    def write_patches(self, patches: Sequence[PatchRecord]) -> None:
+        """Add the patches of a step."""
+        self._patch_writer.writerows(patch.as_row() for patch in patches)
+
     def write_samples(self, samples: Sequence[Sample]) -> None:
         """Add what the probes saw; a run without probes has no file for it."""
         if self._samples is None and samples:
@@ -49,7 +58,7 @@ class Recorder:
 
     def flush(self) -> None:
         """Bring what was written to disk."""
-        for file in (self._file, self._samples, self._tensorboard):
+        for file in (self._file, self._patches, self._samples, self._tensorboard):
             if file is not None:
                 file.flush()
 
@@ -57,7 +66,7 @@ class Recorder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for file in (self._file, self._samples, self._tensorboard):
+        for file in (self._file, self._patches, self._samples, self._tensorboard):
             if file is not None:
                 file.close()
 

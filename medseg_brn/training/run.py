@@ -1,12 +1,16 @@
 """A run: an experiment and a folder in, a trained, validated and reported model out.
 
     RUN/config.yaml  split.json  preprocessing.json  cache/      what it started from
-        metrics.csv  probes.csv  tensorboard/  checkpoint/       while it goes on
-        model/  validation/  validation.json  report.html        what it ends with
+        metrics.csv  patches.csv  probes.csv  tensorboard/       while it goes on
+        checkpoint/
+        model/  validation/  validation.json  fit.json           what it ends with
+        suspects.json  diagnosis.json  report.html
+        divergence.json  diagnosis.json  report.html             what it ends with where it diverges
 
 Every stage can be repeated: a run that was killed at any moment is brought to its end by `resume`.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +30,7 @@ from medseg_brn.reports.run_report import write_run_report
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.checkpoint import find_checkpoint, load_checkpoint
 from medseg_brn.training.data import Progress, TrainingData, prepare_training_data
+from medseg_brn.training.diagnosis.fit import measure_fit, segment_suspects
 from medseg_brn.training.distributed import Processes, join_processes
 from medseg_brn.training.folder import open_run_folder
 from medseg_brn.training.keeping import Keeper
@@ -35,6 +40,7 @@ from medseg_brn.training.packing import save_trained_model
 from medseg_brn.training.recording import Recorder
 from medseg_brn.training.state import TrainingState, check_network, make_state
 from medseg_brn.training.validation import validate_model
+from medseg_brn.volumes.atomic import write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class RunSummary:
     run_folder: Path
     validation_cases: int
     dice_mean: float | None
+    findings: tuple[str, ...] = ()
+    """What is suspicious about the run, in one line each, the weightiest first."""
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -92,8 +100,15 @@ def train_run(
             return prepare_training_data(experiment, run_folder, progress, jobs, data_folder)
 
         data = processes.after_first(prepare)
-        state = _run_steps(experiment, run_folder, data, device, dtype, processes, after_step)
-        return _finish(experiment, run_folder, data, state, progress) if processes.is_first else None
+        try:
+            state = _run_steps(experiment, run_folder, data, device, dtype, processes, after_step)
+            return (
+                _finish(experiment, run_folder, data, state, dtype, progress) if processes.is_first else None
+            )
+        except DivergenceError:
+            if processes.is_first:
+                write_run_report(run_folder)
+            raise
 
 
 def _run_steps(
@@ -106,14 +121,14 @@ def _run_steps(
     after_step: Callable[[StepRecord, int], None] | None,
 ) -> TrainingState:
     """The state after the last step, reached from the newest checkpoint or from the start."""
-    state = make_state(experiment, data.in_channels, data.num_classes, device)
+    state = make_state(experiment, data.in_channels, data.num_outputs, device)
     checkpoint = find_checkpoint(run_folder / "checkpoint")
     first_step = 0
     if checkpoint is not None:
         first_step = load_checkpoint(
             checkpoint, state.network, state.averaged, state.optimizer, processes.world_size
         )
-    stream = PatchStream(data.training, experiment.patches, experiment.seed)
+    stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
     batches = make_loader(stream, experiment, first_step, processes)
     loss_function = make_loss(
         data.dataset.targets,
@@ -135,16 +150,26 @@ def _run_steps(
         return state
     with Recorder(run_folder, first_step) as recorder:
         keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, processes, after_step)
-        steps(before_step=keeper.before_step, after_step=keeper.after_step)
+        steps(
+            before_step=keeper.before_step,
+            after_step=keeper.after_step,
+            after_pass=keeper.after_pass,
+            on_divergence=keeper.on_divergence,
+        )
     return state
 
 
 def _finish(
-    experiment: Experiment, run_folder: Path, data: TrainingData, state: TrainingState, progress: Progress
+    experiment: Experiment,
+    run_folder: Path,
+    data: TrainingData,
+    state: TrainingState,
+    dtype: torch.dtype,
+    progress: Progress,
 ) -> RunSummary:
     """Save the model, validate it as its users will run it, and write the report."""
     _recalibrate(experiment, data, state)
-    _check_finite(state)
+    _check_finite(experiment, state, run_folder)
     save_trained_model(run_folder, experiment, data, state.best_network)
     dice = None
     if data.validation_cases:
@@ -158,13 +183,16 @@ def _finish(
         )
         dice = found["summary"]["dice_mean"]
         save_trained_model(run_folder, experiment, data, state.best_network, found["summary"])
+    measure_fit(state.best_network, data, experiment, run_folder, dtype, progress)
+    segment_suspects(run_folder, data, experiment, progress)
     progress("writing the report", 0, 1)
-    write_run_report(run_folder)
+    findings = write_run_report(run_folder)
     progress("writing the report", 1, 1)
-    return RunSummary(run_folder, len(data.validation_cases), dice)
+    told = tuple(finding.tell() for finding in findings)
+    return RunSummary(run_folder, len(data.validation_cases), dice, told)
 
 
-def _check_finite(state: TrainingState) -> None:
+def _check_finite(experiment: Experiment, state: TrainingState, run_folder: Path) -> None:
     """The last step may have spoilt what no loss has seen since.
 
     Raises:
@@ -173,10 +201,15 @@ def _check_finite(state: TrainingState) -> None:
     numbers = state.best_network.state_dict()
     broken = [name for name, value in numbers.items() if not bool(value.isfinite().all())]
     if broken:
-        raise DivergenceError(
-            f"{len(broken)} of {len(numbers)} tensors of the trained network are not finite, first "
-            f"{broken[0]}; train again with a lower training.learning_rate or training.gradient_clip"
+        found = (
+            f"{len(broken)} of {len(numbers)} tensors of the trained network are not finite, first"
+            f" {broken[0]}"
         )
+        remedy = "train again with a lower training.learning_rate or training.gradient_clip"
+        told = {"step": experiment.training.steps, "kind": "weights", "found": found, "layer": broken[0]}
+        content = told | {"cases": [], "remedy": remedy}
+        write_text_atomic(run_folder / "divergence.json", json.dumps(content, indent=1) + "\n")
+        raise DivergenceError(f"{found}; {remedy}")
 
 
 def _recalibrate(experiment: Experiment, data: TrainingData, state: TrainingState) -> None:
@@ -187,7 +220,7 @@ def _recalibrate(experiment: Experiment, data: TrainingData, state: TrainingStat
     training = experiment.training
     if training.recalibration_patches is None:
         return
-    stream = PatchStream(data.training, experiment.patches, experiment.seed)
+    stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
     first = training.steps * training.accumulation
     last = first + math.ceil(training.recalibration_patches / training.batch_size)
     device = next(state.best_network.parameters()).device

@@ -29,11 +29,12 @@ class TrainingState:
 
 
 def make_state(
-    experiment: Experiment, in_channels: int, num_classes: int, device: torch.device
+    experiment: Experiment, in_channels: int, num_outputs: int, device: torch.device
 ) -> TrainingState:
     """State before the first step; initial weights come from the experiment's seed."""
     torch.manual_seed(experiment.seed)
-    network = build_network(experiment.network, in_channels, num_classes)
+    network = build_network(experiment.network, in_channels, num_outputs)
+    network.activation_checkpointing = experiment.training.activation_checkpointing
     network.to(device)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
     return TrainingState(
@@ -53,7 +54,7 @@ def check_network(experiment: Experiment, device: torch.device) -> None:
     if experiment.network.norm == "sync_batch" and device.type == "cpu":
         raise ConfigError("network.norm sync_batch works on GPUs only; choose batch_renorm or batch here")
     with torch.device("meta"):
-        network = build_network(experiment.network, in_channels=1, num_classes=2)
+        network = build_network(experiment.network, in_channels=1, num_outputs=2)
     size = experiment.patches.size
     network.check_patch_size(size)
     coarsest = [length // stride for length, stride in zip(size, network.strides_total, strict=True)]

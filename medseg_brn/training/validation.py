@@ -11,9 +11,10 @@ from torch import nn
 
 from medseg_brn.cases.cache import PreparedCase
 from medseg_brn.cases.dataset import Case, Dataset
+from medseg_brn.cases.targets import Targets
 from medseg_brn.config import Experiment
 from medseg_brn.evaluation.evaluate import evaluate_case
-from medseg_brn.evaluation.overlap import compute_dice
+from medseg_brn.evaluation.overlap import compute_dice_from_confusion, count_confusion
 from medseg_brn.evaluation.results import CaseEvaluation, Evaluation
 from medseg_brn.inference.prediction import Options, compute_scores
 from medseg_brn.inference.predictor import Predictor
@@ -30,19 +31,29 @@ def validate_quickly(
     network: nn.Module,
     cases: Sequence[PreparedCase],
     experiment: Experiment,
-    num_classes: int,
+    targets: Targets,
     device: torch.device,
     dtype: torch.dtype,
 ) -> float:
-    """Mean foreground Dice over whole volumes on the network's own grid; absent classes are left out."""
+    """Mean foreground Dice over whole volumes on the network's own grid.
+
+    Voxels to be ignored are left out, and so are classes (or regions) that are absent.
+    """
     predictor = Predictor(network, experiment.patches.size, device, dtype)
-    options = Options(overlap=experiment.inference.overlap, probabilities=False)
+    options = Options(
+        overlap=experiment.inference.overlap, exclusive=not targets.regions, probabilities=False
+    )
     dice = []
     for case in cases:
         with Scratch() as scratch:
             scores = compute_scores([predictor], [np.array(case.image())], options, scratch)
-            label_map = np.concatenate([slab.argmax(0) for slab in scores.slabs])
-        dice.append(compute_dice(label_map, case.label_map(), num_classes))
+            label_map = np.concatenate([targets.decide(slab) for slab in scores.slabs])
+        reference = np.array(case.label_map())
+        if targets.ignore_class is not None:
+            ignored = reference == targets.ignore_class
+            label_map[ignored], reference[ignored] = 0, 0
+        confusion = count_confusion(label_map, reference, targets.num_classes)
+        dice.append(compute_dice_from_confusion(confusion, targets.structures.values()))
     per_class = np.array(dice)
     defined = [column[~np.isnan(column)].mean() for column in per_class.T if not np.isnan(column).all()]
     return float(np.mean(defined)) if defined else float("nan")
@@ -60,7 +71,6 @@ def validate_model(
     Label maps are written to `run_folder/validation/`, all metrics to `run_folder/validation.json`, in the
     form of `Evaluation.as_dict`.
     """
-    names = dict(zip(dataset.label_values[1:], dataset.class_names[1:], strict=True))
     results = []
     for number, case in enumerate(cases, 1):
         if case.label_path is None:
@@ -69,7 +79,7 @@ def validate_model(
         path = run_folder / "validation" / f"{case.name}.nii.gz"
         path.parent.mkdir(exist_ok=True)
         write_volume(prediction, path)
-        metrics = evaluate_case(prediction, read_volume(case.label_path), names, TOLERANCE_MM)
+        metrics = evaluate_case(prediction, read_volume(case.label_path), dataset.structures, TOLERANCE_MM)
         paths = {
             "image": str(case.image_paths[0]),
             "reference": str(case.label_path),

@@ -15,6 +15,7 @@ from medseg_brn.cases.cache import FILES, PreparedCase, prepare_case, prepare_ca
 from medseg_brn.cases.dataset import Case, Dataset, read_dataset, read_labelled_case
 from medseg_brn.cases.intensity import IntensityScheme
 from medseg_brn.cases.preprocessing import Preprocessing, prepare_images, prepare_label_map
+from medseg_brn.cases.targets import Region
 from medseg_brn.errors import DataError
 
 PREPROCESSING = Preprocessing(
@@ -133,6 +134,53 @@ class TestForeground:
         foreground = prepare_case(case, dataset, PREPROCESSING, tmp_path / "cache").foreground()
         assert list(foreground) == [2]
         assert foreground[2].shape == (6, 3)
+
+
+class TestIgnoredVoxels:
+    """Value 9, so far the class "right", marks what nobody annotated."""
+
+    @pytest.fixture
+    def sparse(self, dataset: Dataset) -> Dataset:
+        return replace(dataset, class_names=("background", "left"), label_values=(0, 7), ignore_value=9)
+
+    def test_they_are_no_foreground(self, sparse: Dataset, tmp_path: Path) -> None:
+        ready = prepare_case(sparse.cases[0], sparse, PREPROCESSING, tmp_path / "cache")
+        label_map = ready.label_map()
+        assert set(np.unique(label_map)) == {0, 1, 2}
+        foreground = ready.foreground()
+        assert set(foreground) == {1}
+        np.testing.assert_array_equal(foreground[1], np.argwhere(label_map == 1))
+
+    def test_annotated_background_is_listed(self, sparse: Dataset, tmp_path: Path) -> None:
+        ready = prepare_case(sparse.cases[0], sparse, PREPROCESSING, tmp_path / "cache")
+        np.testing.assert_array_equal(ready.annotated_background(), np.argwhere(ready.label_map() == 0))
+
+    def test_without_such_a_label_no_background_is_listed(self, dataset: Dataset, tmp_path: Path) -> None:
+        ready = prepare_case(dataset.cases[0], dataset, PREPROCESSING, tmp_path / "cache")
+        assert ready.annotated_background().shape == (0, 3)
+
+    def test_at_most_ten_thousand_background_voxels_are_drawn(self) -> None:
+        label_map = np.zeros((30, 30, 30), np.uint8)
+        label_map[:10] = 2
+        label_map[20, 20, 20] = 1
+        rows = sample_foreground(label_map, ignore_class=2)
+        np.testing.assert_array_equal(np.unique(rows[0], return_counts=True), [[0, 1], [10_000, 1]])
+        np.testing.assert_array_equal(label_map[tuple(rows[1:])], rows[0])
+
+    def test_everything_ignored(self) -> None:
+        assert sample_foreground(np.full((2, 2, 2), 3, np.uint8), ignore_class=3).shape == (4, 0)
+
+    def test_only_the_ignore_label_changes_the_key(self, sparse: Dataset, tmp_path: Path) -> None:
+        """Regions leave the prepared files as they are, which the key is of."""
+        case, cache = sparse.cases[0], tmp_path / "cache"
+        as_class = replace(sparse, class_names=("background", "left", "rest"), label_values=(0, 7, 9))
+        whole = replace(as_class, ignore_value=None, regions=(Region("both", (1, 2), 1),))
+        without = replace(as_class, ignore_value=None)
+        prepare_case(case, sparse, PREPROCESSING, cache)
+        assert len(entries(cache)) == 1
+        prepare_case(case, without, PREPROCESSING, cache)
+        prepare_case(case, whole, PREPROCESSING, cache)
+        assert len(entries(cache)) == 2
 
 
 class TestStaleness:

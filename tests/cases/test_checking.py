@@ -219,6 +219,47 @@ def test_empty_label_maps_can_be_meant(blocks: Blocks) -> None:
     assert problem.severity == "warning"
 
 
+REGIONS = {"background": 0, "both": [1, 2], "right": 2, "third": 3, "ignore": 9}
+
+
+@pytest.fixture
+def sparse(blocks: Blocks, make_decathlon: Maker) -> Blocks:
+    """Left and right of p0 … p2 as two regions, and an ignore label."""
+    labels = {name: value for name, value in REGIONS.items() if name != "third"}
+    make_decathlon(labels=labels, regions_class_order=[1, 2])
+    return blocks
+
+
+def test_regions_and_ignored_voxels_are_fine(sparse: Blocks) -> None:
+    label_map = sparse.make_label_map()
+    label_map[4:] = 9
+    sparse.label(label_map)
+    assert sparse.problems() == []
+
+
+def test_a_label_map_that_is_ignored_as_a_whole_is_an_error(sparse: Blocks) -> None:
+    sparse.label(np.full((8, 9, 10), 9, np.uint8))
+    (problem,) = inspect_dataset(read_dataset(sparse.folder), allow_empty=True).problems
+    assert (problem.case, problem.severity) == ("p1", "error")
+    assert "p1.nii.gz is ignored as a whole: all 720 voxels have the value 9" in problem.message
+    assert problem.remedy.startswith("Annotate some of its voxels")
+
+
+def test_what_is_not_ignored_may_be_empty(sparse: Blocks) -> None:
+    label_map = np.zeros((8, 9, 10), np.uint8)
+    label_map[2:] = 9
+    sparse.label(label_map)
+    (problem,) = sparse.problems()
+    assert "is empty: all 180 voxels that are not ignored are background" in problem.message
+
+
+def test_regions_that_never_occur_are_told(sparse: Blocks, make_decathlon: Maker) -> None:
+    folder = make_decathlon(labels=REGIONS | {"both": [1, 2, 4]}, regions_class_order=[1, 2, 3])
+    (problem,) = check_dataset(read_dataset(folder))
+    assert problem.severity == "warning"
+    assert problem.message == "No label map holds 'third' (value 3)."
+
+
 def test_two_cases_of_one_name(tmp_path: Path, blocks: Blocks) -> None:
     manifest = tmp_path / "cohort.csv"
     rows = [f"twin,{blocks.path('imagesTr', name)},{blocks.path('labelsTr', name)}" for name in ("p0", "p1")]

@@ -1,5 +1,6 @@
 """A dataset's classes, modalities, images and label maps."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from medseg_brn.cases.case import Case
 from medseg_brn.cases.dataset import read_dataset, read_images, read_label_map, read_labelled_case
+from medseg_brn.cases.targets import Region
 from medseg_brn.errors import DataError
 
 Maker = Callable[..., Path]
@@ -31,6 +33,36 @@ def test_label_maps_hold_consecutive_classes(make_nnunet: Maker, make_label_map:
 def test_values_0_and_255_become_two_classes(make_decathlon: Maker) -> None:
     dataset = read_dataset(make_decathlon(values=(255,), labels={"background": 0, "mask": 255}))
     assert sorted(set(read_label_map(dataset.cases[0], dataset).array.ravel().tolist())) == [0, 1]
+
+
+def test_ignored_voxels_have_the_class_above_all_others(make_decathlon: Maker) -> None:
+    labels = {"background": 0, "right": 200, "ignore": 7}
+    dataset = read_dataset(make_decathlon(values=(7, 200), labels=labels))
+    assert (dataset.label_values, dataset.ignore_value) == ((0, 200), 7)
+    array = read_label_map(dataset.cases[0], dataset).array
+    assert (array[1] == 2).sum() == (array[2] == 1).sum() == 24
+    assert dataset.targets.ignore_class == 2
+
+
+def test_regions_are_of_classes(make_nnunet: Maker) -> None:
+    labels = {"background": 0, "whole": [1, 2, 4], "core": [2, 4], "enhancing": 4}
+    dataset = read_dataset(make_nnunet(labels=labels, regions_class_order=[1, 2, 4]))
+    assert dataset.class_names == ("background", "label 1", "label 2", "enhancing")
+    assert dataset.regions[1] == Region("core", (2, 3), 2)
+    assert dataset.targets.num_outputs == 3
+    assert dataset.structures.label_values == {"whole": (1, 2, 4), "core": (2, 4), "enhancing": (4,)}
+
+
+def test_a_description_beside_a_manifest_may_have_regions(make_decathlon: Maker, tmp_path: Path) -> None:
+    folder = make_decathlon()
+    (tmp_path / "cohort.csv").write_text(
+        f"case,image,label\na,{folder}/imagesTr/p0.nii.gz,{folder}/labelsTr/p0.nii.gz\n"
+    )
+    content = {"labels": {"both": [1, 2], "right": 2, "ignore": 5}, "regions_class_order": [1, 2]}
+    (tmp_path / "cohort.json").write_text(json.dumps(content))
+    dataset = read_dataset(tmp_path / "cohort.csv")
+    assert [region.name for region in dataset.regions] == ["both", "right"]
+    assert dataset.ignore_value == 5
 
 
 def test_modalities_can_be_overridden(make_nnunet: Maker) -> None:

@@ -115,3 +115,97 @@ def test_the_hippocampus_folds_follow_the_rule(data_folder: Path) -> None:
     ordered = sorted(case.name for case in cases)
     first = np.array_split(np.random.default_rng(0).permutation(208), 5)[0]
     assert names(split_folds(cases, 5, 0))[0] == [ordered[n] for n in first]
+
+
+def count(folds: list[list[Case]], classes: dict[str, set[int]], value: int) -> list[int]:
+    """Cases of each fold that have a class."""
+    return [sum(value in classes[case.name] for case in fold) for fold in folds]
+
+
+@pytest.mark.parametrize("sites", [[None], ["A", "B"]])
+def test_classes_that_all_patients_have_change_nothing(sites: list[str | None]) -> None:
+    cases = [make_case(f"c{n:02d}", site=sites[n % len(sites)]) for n in range(13)]
+    everywhere = {case.name: {1, 2} for case in cases}
+    assert names(split_folds(cases, 5, 3, everywhere)) == names(split_folds(cases, 5, 3))
+    assert names(split_folds(cases, 5, 3, {})) == names(split_folds(cases, 5, 3))
+
+
+def test_a_rare_class_is_in_every_fold() -> None:
+    cases = [make_case(f"c{n:02d}") for n in range(25)]
+    classes = {case.name: {1, 2} if n < 5 else {1} for n, case in enumerate(cases)}
+    for seed in range(10):
+        folds = split_folds(cases, 5, seed, classes)
+        assert count(folds, classes, 2) == [1] * 5
+        assert [len(fold) for fold in folds] == [5] * 5
+    without = [count(split_folds(cases, 5, seed), classes, 2) for seed in range(10)]
+    assert any(0 in counts for counts in without), "chance would do as well"
+
+
+def test_sites_and_classes_are_spread_together() -> None:
+    """Two sites of 10; a class that 4 cases of one site and 6 of the other have; two folds."""
+    cases = [make_case(f"c{n:02d}", site="A" if n < 10 else "B") for n in range(20)]
+    classes = {case.name: {1} if n < 4 or 10 <= n < 16 else set() for n, case in enumerate(cases)}
+    for fold in split_folds(cases, 2, 0, classes):
+        assert Counter(case.site for case in fold) == {"A": 5, "B": 5}
+        assert sum(1 in classes[case.name] for case in fold) == 5
+
+
+def test_a_patient_has_the_classes_of_all_its_cases() -> None:
+    cases = [make_case(f"p{p}-{scan}", patient=f"p{p}") for p in range(8) for scan in "ab"]
+    classes = {case.name: {1} if case.name.endswith("b") and case.name < "p4" else set() for case in cases}
+    folds = split_folds(cases, 4, 0, classes)
+    assert count(folds, classes, 1) == [1] * 4
+    assert [len({case.patient for case in fold}) for fold in folds] == [2] * 4
+
+
+CLASSES = st.frozensets(st.integers(1, 4))
+
+
+@given(
+    st.lists(st.tuples(PATIENTS, SITES, CLASSES), min_size=12, max_size=40),
+    st.integers(2, 5),
+    st.integers(0, 2**32 - 1),
+)
+def test_folds_by_class_are_a_partition_of_whole_patients(
+    drawn: list[tuple[str | None, str | None, frozenset[int]]], folds: int, seed: int
+) -> None:
+    cases = [make_case(f"c{n:02d}", patient, site) for n, (patient, site, _) in enumerate(drawn)]
+    classes = {case.name: set(own) for case, (_, _, own) in zip(cases, drawn, strict=True)}
+    if len({case.patient or case.name for case in cases}) < folds:
+        return
+    split = split_folds(cases, folds, seed, classes)
+    assert sorted(name for fold in names(split) for name in fold) == [case.name for case in cases]
+    patients = [{("patient", case.patient) if case.patient else case.name for case in fold} for fold in split]
+    assert len(set.union(*patients)) == sum(map(len, patients)), "a patient is in two folds"
+    assert max(map(len, patients)) - min(map(len, patients)) <= 1
+    assert names(split_folds(cases[::-1], folds, seed, classes)) == names(split)
+
+
+@given(st.lists(st.booleans(), min_size=5, max_size=60), st.integers(2, 5), st.integers(0, 1000))
+def test_the_cases_of_a_class_differ_by_one_at_most(has: list[bool], folds: int, seed: int) -> None:
+    cases = [make_case(f"c{n:02d}") for n in range(len(has))]
+    classes = {case.name: {1, 2} if own else {2} for case, own in zip(cases, has, strict=True)}
+    counts = count(split_folds(cases, folds, seed, classes), classes, 1)
+    assert max(counts) - min(counts) <= 1
+
+
+@given(st.lists(CLASSES, min_size=4, max_size=7), st.integers(0, 1000))
+def test_two_folds_are_nearly_as_alike_as_any_two(drawn: list[frozenset[int]], seed: int) -> None:
+    """Against every split there is: no change of two places makes the counts more even."""
+    cases = [make_case(f"c{n}") for n in range(len(drawn))]
+    classes = {case.name: set(own) for case, own in zip(cases, drawn, strict=True)}
+    totals = Counter(value for own in drawn for value in own)
+    if all(total == len(drawn) for total in totals.values()):
+        return  # the permutation, which has no say in this
+
+    def unevenness(one: set[str], other: set[str]) -> float:
+        return sum(
+            sum(sum(value in classes[name] for name in fold) ** 2 for fold in (one, other)) / total
+            for value, total in totals.items()
+        )
+
+    one, other = (set(fold) for fold in names(split_folds(cases, 2, seed, classes)))
+    here = unevenness(one, other)
+    for a in one:
+        for b in other:
+            assert unevenness(one - {a} | {b}, other - {b} | {a}) >= here - 1e-6

@@ -1,61 +1,12 @@
-"""Label values: their description, those found, and the consecutive classes made of them."""
+"""Label values: those found, and the consecutive classes made of them."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg_brn.cases.labels import MAX_VALUES, find_values, map_to_classes, parse_labels
+from medseg_brn.cases.labels import MAX_VALUES, find_values, map_to_classes
 from medseg_brn.errors import DataError
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        ({"0": "background", "2": "right", "1": "left"}, [("background", 0), ("left", 1), ("right", 2)]),
-        ({"background": 0, "tumour": 1}, [("background", 0), ("tumour", 1)]),
-        ({"mask": 255, "background": 0}, [("background", 0), ("mask", 255)]),
-        ({"enhancing": 4, "edema": 2}, [("background", 0), ("edema", 2), ("enhancing", 4)]),
-        ({"background": "0", "tumour": "3"}, [("background", 0), ("tumour", 3)]),
-        ({"background": 0, "1": 1}, [("background", 0), ("1", 1)]),
-    ],
-    ids=[
-        "decathlon",
-        "nnunet",
-        "0 and 255",
-        "gaps and no background",
-        "quoted values",
-        "names that are numbers",
-    ],
-)
-def test_both_spellings_give_names_and_values_in_order(labels: dict, expected: list) -> None:
-    assert list(parse_labels(labels, "dataset.json").items()) == expected
-
-
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (
-            {"background": 0, "whole tumour": [1, 2, 3]},
-            r"'whole tumour' is a region of the values \[1, 2, 3\].*CSV",
-        ),
-        (
-            {"background": 0, "tumour": 1, "ignore": 9},
-            r"'ignore': 9 marks voxels to ignore.*not supported yet",
-        ),
-        ({"0": "background", "9": "ignore"}, "marks voxels to ignore"),
-        ({"background": 0, "tumour": 1.5}, r"'tumour' has the value 1.5; give each class one integer"),
-        ({"background": 0, "tumour": True}, r"'tumour' has the value True"),
-        ({"background": 0, "a": 1, "b": 1}, "repeats a name or a value"),
-        ({"0": "background", "1": "a", "2": "a"}, "repeats a name or a value"),
-        (["background", "tumour"], r'"labels" is \[.background., .tumour.\]'),
-        ({}, '"labels" is {}'),
-    ],
-)
-def test_labels_that_cannot_be_classes_are_refused(labels: object, message: str) -> None:
-    with pytest.raises(DataError, match=message) as caught:
-        parse_labels(labels, "there/dataset.json")
-    assert "there/dataset.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint64, np.float32, np.float64])

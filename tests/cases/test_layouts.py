@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medseg_brn.cases.label_description import Labels
 from medseg_brn.cases.layouts import list_dataset
 from medseg_brn.errors import DataError
 
@@ -206,7 +207,7 @@ def test_a_description_beside_the_manifest_names_classes_and_channels(tmp_path: 
     content = {"labels": {"background": 0, "liver": 5}, "channel_names": {"0": "CT"}}
     path.with_suffix(".json").write_text(json.dumps(content))
     listing = list_dataset(path)
-    assert (listing.labels, listing.channel_names) == ({"background": 0, "liver": 5}, ("CT",))
+    assert (listing.labels, listing.channel_names) == (Labels(("background", "liver"), (0, 5)), ("CT",))
 
 
 @pytest.mark.parametrize(

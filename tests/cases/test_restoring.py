@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from medseg_brn.cases.restoring import LabelMapRestorer, ProbabilityRestorer
 from medseg_brn.cases.spatial import SpatialRecord, plan_space
+from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.errors import ModelError
 from medseg_brn.volumes.geometry import canonicalize
 from medseg_brn.volumes.volume import Grid, Volume
@@ -29,8 +30,12 @@ def _slabs(scores, thicknesses):
         start += thickness
 
 
-def _restore(restorer_class, scores, record, thicknesses=(3, 1, 4, 2)):
-    restorer = restorer_class(record, len(scores))
+def _classes(number) -> Targets:
+    return Targets(tuple(f"class {index}" for index in range(number)))
+
+
+def _restore(restorer_class, scores, record, thicknesses=(3, 1, 4, 2), targets=None):
+    restorer = restorer_class(record, targets or _classes(len(scores)))
     for slab in _slabs(scores, iter(list(thicknesses) * 100)):
         restorer.take(slab)
     return restorer.finish()
@@ -126,6 +131,50 @@ def test_outside_the_crop_is_background():
     np.testing.assert_array_equal(_restore(ProbabilityRestorer, scores, record)[0], array == 0)
 
 
+REGIONS = Targets(
+    ("background", "edema", "necrosis", "enhancing"),
+    (Region("whole", (1, 2, 3), 1), Region("core", (2, 3), 3), Region("necrosis", (2,), 2)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    spacing_mm=st.tuples(*[st.sampled_from([0.4, 0.7, 1.0, 1.3, 2.1])] * 3),
+    thicknesses=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    smooth=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_every_region_is_interpolated_before_the_last_is_written(
+    shape, spacing_mm, thicknesses, smooth, seed
+):
+    record = _record(shape, spacing_mm)
+    scores = _scores(record.network_shape, 3, seed)
+    if smooth:  # large areas of one region
+        scores[seed % 3] = np.linspace(0, 1, scores.shape[1])[:, None, None]
+    expected = _naive(scores, record)
+    labels = _restore(LabelMapRestorer, scores, record, thicknesses, REGIONS)
+    naive = np.zeros(labels.shape, int)
+    for written, probability in zip((1, 3, 2), expected, strict=True):
+        naive[probability > 0.5] = written
+    clear = (abs(expected - 0.5) > 1e-5).all(0)
+    np.testing.assert_array_equal(labels[clear], naive[clear])
+    probabilities = _restore(ProbabilityRestorer, scores, record, thicknesses, REGIONS)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
+
+
+def test_outside_the_crop_no_region_is_probable():
+    array = np.zeros((8, 8, 8), np.int16)
+    array[2:6, 3:5, 1:7] = 5
+    record = _record((8, 8, 8), (1, 1, 1), crop="nonzero", array=array)
+    scores = np.ones((3, 4, 2, 6), np.float32)
+    found = _restore(LabelMapRestorer, scores, record, targets=REGIONS)
+    np.testing.assert_array_equal(found, 2 * (array > 0))
+    probabilities = _restore(ProbabilityRestorer, scores, record, targets=REGIONS)
+    for region in probabilities:
+        np.testing.assert_array_equal(region, array > 0)
+
+
 def test_over_256_classes_are_told_apart():
     record = _record((2, 1, 1), (1, 1, 1))
     scores = np.zeros((300, 2, 1, 1), np.float32)
@@ -135,8 +184,8 @@ def test_over_256_classes_are_told_apart():
 
 def test_scores_of_another_grid_too_few_or_not_a_number_are_refused():
     record = _record((4, 4, 4), (1, 1, 1))
-    restorer = LabelMapRestorer(record, 2)
-    with pytest.raises(ModelError, match=r"\(2, 1, 4, 5\).*2 classes of \(4, 4, 4\)"):
+    restorer = LabelMapRestorer(record, _classes(2))
+    with pytest.raises(ModelError, match=r"\(2, 1, 4, 5\).*2 channels of \(4, 4, 4\)"):
         restorer.take(np.zeros((2, 1, 4, 5), np.float32))
     restorer.take(np.zeros((2, 3, 4, 4), np.float32))
     with pytest.raises(ModelError, match="3 planes were taken, but the network's grid has 4"):

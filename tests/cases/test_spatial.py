@@ -17,6 +17,7 @@ from medseg_brn.cases.spatial import (
     plan_space,
     resample_label_map,
 )
+from medseg_brn.cases.targets import Targets
 from medseg_brn.volumes.geometry import canonicalize, resample_array
 from medseg_brn.volumes.volume import Grid, Volume
 
@@ -50,7 +51,7 @@ def resample_image(array: np.ndarray, shape: tuple[int, ...], spacing_mm: tuple[
 
 def restore_scores(scores, record: SpatialRecord, kind=LabelMapRestorer) -> np.ndarray:
     scores = np.stack(list(scores)).astype(np.float32)
-    restorer = kind(record, len(scores))
+    restorer = kind(record, Targets(("class",) * len(scores)))
     for first in range(0, scores.shape[1], 2):
         restorer.take(scores[:, first : first + 2])
     return restorer.finish()
@@ -206,6 +207,14 @@ class TestLabelMaps:
         shares = np.stack([naive_linear(mask, new) for mask in one_hot(label_map, num_classes)])
         chosen = np.take_along_axis(shares, resampled[None].astype(int), axis=0)[0]
         np.testing.assert_allclose(chosen, shares.max(axis=0), atol=1e-5)
+
+    def test_a_slice_in_unknown_surroundings_stays_one(self) -> None:
+        """Of 5 slices of 4 mm one is annotated (1) and 4 are ignored (9); of 20 of 1 mm, its own 4 mm are."""
+        label_map = np.full((3, 3, 5), 9, np.uint8)
+        label_map[:, :, 2] = 1
+        resampled = resample_label_map(label_map, (3, 3, 20))
+        assert np.flatnonzero(resampled[1, 1] == 1).tolist() == [8, 9, 10, 11]
+        assert set(np.unique(resampled)) == {1, 9}
 
     def test_classes_keep_their_numbers_and_type(self) -> None:
         label_map = np.zeros((4, 4, 4), np.uint16)

@@ -87,6 +87,21 @@ def test_json_is_for_programs(empty_case: Path) -> None:
     assert "336 voxels" in problem["message"]
 
 
+def test_regions_and_the_ignore_label_are_told(folder: Path) -> None:
+    description = json.loads((folder / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "liver": [255, 7], "tumour": 7, "ignore": 9}
+    description["regions_class_order"] = [255, 7]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    code, output, _ = run(folder)
+    assert code == 0
+    assert "classes   background = 0, tumour = 7, label 255 = 255" in output
+    assert "regions   liver = 7 + 255 (written as 255), tumour = 7 (written as 7)" in output
+    assert "ignored   9" in output
+    told = json.loads(run(folder, "--json")[1])
+    assert told["regions"][0] == {"name": "liver", "label_values": [7, 255], "written_value": 255}
+    assert told["ignore_value"] == 9
+
+
 def test_paths_are_told_from_the_datasets_folder_on(folder: Path) -> None:
     (folder / "imagesTr" / "p2_0000.nii.gz").write_bytes(b"not an image")
     _, output, _ = run(folder)

@@ -47,6 +47,21 @@ def test_table_json_and_exit_code(cohort):
     assert content["references_without_prediction"] == ["held_back"]
 
 
+def test_regions_and_ignored_voxels(cohort):
+    """The third voxel of a's reference, which the prediction lacks, is not annotated; 2 occurs nowhere."""
+    array = np.zeros((5, 5, 5), dtype=np.uint8)
+    array.reshape(-1)[:3] = (1, 1, 9)
+    write_volume(Volume(array, Grid(array.shape, np.eye(4))), cohort / "labelsTr" / "a.nii.gz")
+    content = {"labels": {"all": [1, 2], "part": 2, "ignore": 9}, "regions_class_order": [1, 2]}
+    (cohort / "other.json").write_text(json.dumps(content))
+    told = ("--dataset", cohort / "other.json", "-o", cohort / "metrics.json")
+    result = run(cohort / "predictions", cohort / "labelsTr", *told)
+    assert result.returncode == 0, result.stderr
+    classes = json.loads((cohort / "metrics.json").read_text())["summary"]["classes"]
+    assert classes["all"]["dice_mean"] == 1
+    assert classes["part"]["absent"] == 5
+
+
 def test_a_bad_case_is_named_and_the_rest_written(cohort):
     (cohort / "predictions" / "b.nii.gz").write_bytes(b"")
     result = run(cohort / "predictions", cohort / "labelsTr", "-o", cohort / "metrics.json")

@@ -128,3 +128,14 @@ def test_quantize_explains_itself():
     assert shown.returncode == 0
     assert "medseg-brn infer mine_int8 new_scans/ -o label_maps/ --precision int8" in shown.stdout
     assert "with medseg-brn evaluate on held-out scans" in " ".join(shown.stdout.split())
+
+
+def test_choose_explains_itself_and_refuses_what_is_no_cross_validation(tmp_path, folds):
+    shown = run("choose", "--help", env={"TERM": "dumb", "COLUMNS": "120", "PATH": ""})
+    assert shown.returncode == 0
+    assert "medseg-brn models choose runs/small runs/large -o chosen --ensembles" in shown.stdout
+    failed = run("choose", *folds, "-o", tmp_path / "chosen")
+    assert failed.returncode == 1
+    assert "fold0 holds no finished cross-validation" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert sorted(tmp_path.iterdir()) == folds

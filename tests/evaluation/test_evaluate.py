@@ -5,12 +5,16 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from medseg_brn.cases.label_description import Structures
 from medseg_brn.errors import DataError
 from medseg_brn.evaluation.evaluate import evaluate_case, evaluate_folders
 from medseg_brn.volumes.volume import Grid, Volume
 from medseg_brn.volumes.writing import write_volume
 
+LESION = Structures({"lesion": (1,)})
 SPACING_MM = (1.0, 2.0, 5.0)
 
 
@@ -27,7 +31,7 @@ def test_one_voxel_beside_another():
     """Along Y, where voxels are 2 mm apart; a voxel is 1 x 2 x 5 mm = 0.01 ml."""
     prediction = label_map(((1, 1, 1), 7), ((4, 4, 3), 7))
     reference = label_map(((1, 2, 1), 7), ((4, 4, 3), 7))
-    (lesion,) = evaluate_case(prediction, reference, {7: "lesion"}, tolerance_mm=1.0).values()
+    (lesion,) = evaluate_case(prediction, reference, Structures({"lesion": (7,)}), tolerance_mm=1.0).values()
     assert lesion.dice == 0.5
     assert lesion.surface_dice == 0.5
     assert lesion.average_surface_distance_mm == pytest.approx(1.0)
@@ -49,7 +53,7 @@ def test_a_sheared_and_turned_grid():
     arrays = np.zeros((2, 6, 5, 4), dtype=np.uint8)
     arrays[0, 2, 2, 2], arrays[1, 3, 1, 2] = 1, 1
     prediction, reference = (Volume(array, Grid(array.shape, affine)) for array in arrays)
-    (metrics,) = evaluate_case(prediction, reference, {1: "lesion"}).values()
+    (metrics,) = evaluate_case(prediction, reference, LESION).values()
     assert metrics.prediction_ml == pytest.approx(0.01)
     assert metrics.reference_ml == pytest.approx(0.01)
     assert metrics.hd95_mm == pytest.approx(math.sqrt(1 + 4))
@@ -58,10 +62,48 @@ def test_a_sheared_and_turned_grid():
 def test_classes_do_not_mix():
     volume = label_map(((0, 0, 0), 1), ((1, 0, 0), 2), ((2, 0, 0), 2))
     swapped = label_map(((0, 0, 0), 2), ((1, 0, 0), 1), ((2, 0, 0), 2))
-    result = evaluate_case(swapped, volume, {1: "one", 2: "two", 3: "three"})
+    result = evaluate_case(swapped, volume, Structures({"one": (1,), "two": (2,), "three": (3,)}))
     assert [result[name].dice for name in ("one", "two")] == [0, 0.5]
     assert math.isnan(result["three"].dice)
     assert result["three"].reference_ml == 0
+
+
+def test_regions_overlap():
+    """Whole is 1, 2 and 3, core is 3. The prediction lacks one of three voxels and misses the core."""
+    reference = label_map(((0, 0, 0), 1), ((1, 0, 0), 2), ((2, 0, 0), 3))
+    prediction = label_map(((0, 0, 0), 2), ((1, 0, 0), 3))
+    result = evaluate_case(prediction, reference, Structures({"whole": (1, 2, 3), "core": (3,)}))
+    assert list(result) == ["whole", "core"]
+    assert result["whole"].dice == pytest.approx(2 * 2 / (2 + 3))
+    assert (result["whole"].prediction_ml, result["whole"].reference_ml) == pytest.approx((0.02, 0.03))
+    assert result["core"].dice == 0
+    assert result["core"].hd95_mm == pytest.approx(1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_region_is_evaluated_as_its_mask(seed):
+    """Against the masks as label maps of their own, cut where the reference is to be ignored."""
+    arrays = np.random.default_rng(seed).integers(0, 5, (2, 6, 5, 4)).astype(np.uint8)
+    arrays[0][arrays[0] == 4] = 0
+    structures = Structures({"a": (1, 3), "b": (2,), "c": (2, 3)}, ignore_value=4)
+    prediction, reference = (Volume(array, Grid(array.shape, np.eye(4))) for array in arrays)
+    found = evaluate_case(prediction, reference, structures)
+    for name, values in structures.label_values.items():
+        masks = [(np.isin(array, values) & (arrays[1] != 4)).astype(np.uint8) for array in arrays]
+        alone = evaluate_case(*(Volume(mask, prediction.grid) for mask in masks), LESION)["lesion"]
+        assert found[name].as_dict() == pytest.approx(alone.as_dict())
+
+
+def test_what_the_reference_ignores_counts_in_no_metric():
+    structures = Structures({"lesion": (1,)}, ignore_value=9)
+    reference = label_map(((0, 0, 0), 1), ((3, 3, 3), 9), ((4, 4, 3), 9))
+    prediction = label_map(((0, 0, 0), 1), ((3, 3, 3), 1))
+    lesion = evaluate_case(prediction, reference, structures)["lesion"]
+    assert (lesion.dice, lesion.hd95_mm, lesion.prediction_ml) == (1, 0, pytest.approx(0.01))
+    assert evaluate_case(reference, reference, structures)["lesion"].dice == 1
+    with pytest.raises(DataError, match="prediction has 1 voxels with 9, the value to be ignored"):
+        evaluate_case(label_map(((1, 0, 0), 9)), reference, structures)
 
 
 def test_classes_that_nothing_names_are_called_by_value():
@@ -79,7 +121,7 @@ def test_floats_that_hold_integers_are_labels_and_others_are_not():
 
 def test_value_outside_the_classes_is_refused():
     with pytest.raises(DataError, match=r"prediction.* 5 "):
-        evaluate_case(label_map(((0, 0, 0), 5)), label_map(), {1: "liver"})
+        evaluate_case(label_map(((0, 0, 0), 5)), label_map(), LESION)
 
 
 def test_other_grid_is_refused_with_both_values():
@@ -125,7 +167,7 @@ def test_class_names_come_from_the_description_beside_the_references(folders):
     labels = {"0": "background", "1": "liver", "2": "tumour"}
     (folders[1].parent / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert evaluate_folders(*folders).class_names == ("liver", "tumour")
-    assert evaluate_folders(*folders, classes={1: "x", 2: "y"}).class_names == ("x", "y")
+    assert evaluate_folders(*folders, structures=Structures({"x": (1,), "y": (2,)})).class_names == ("x", "y")
 
 
 def test_real_references_against_themselves(data_folder):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from medseg_brn.cases.label_description import Structures
 from medseg_brn.errors import DataError
-from medseg_brn.evaluation.pairing import find_description, find_label_maps, pair_label_maps, read_class_names
+from medseg_brn.evaluation.pairing import find_description, find_label_maps, pair_label_maps, read_structures
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -54,21 +55,20 @@ def test_missing_folder_empty_folder_and_double_case(tmp_path):
 )
 def test_class_names_in_both_spellings(tmp_path, labels):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    assert (
-        read_class_names(tmp_path) == read_class_names(tmp_path / "dataset.json") == {1: "liver", 2: "tumour"}
-    )
+    expected = Structures({"liver": (1,), "tumour": (2,)})
+    assert read_structures(tmp_path) == read_structures(tmp_path / "dataset.json") == expected
 
 
 @pytest.mark.parametrize(("text", "told"), [("{", "not valid JSON"), ("[1]", "holds list"), ("{}", "labels")])
 def test_bad_description(tmp_path, text, told):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=told):
-        read_class_names(tmp_path)
+        read_structures(tmp_path)
 
 
 def test_missing_description(tmp_path):
     with pytest.raises(DataError, match=r"Cannot read .*dataset\.json"):
-        read_class_names(tmp_path)
+        read_structures(tmp_path)
 
 
 def test_description_is_found_beside_the_references(tmp_path):
@@ -83,7 +83,13 @@ def test_description_is_found_beside_the_references(tmp_path):
 
 def test_a_description_written_with_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}', encoding="utf-8-sig")
-    assert read_class_names(tmp_path) == {1: "liver"}
+    assert read_structures(tmp_path) == Structures({"liver": (1,)})
+
+
+def test_regions_and_the_ignore_label_are_read(tmp_path):
+    labels = {"background": 0, "tumour": [1, 2], "core": [2], "ignore": 9}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels, "regions_class_order": [1, 2]}))
+    assert read_structures(tmp_path) == Structures({"tumour": (1, 2), "core": (2,)}, 9)
 
 
 def test_class_probabilities_are_no_predictions(tmp_path):

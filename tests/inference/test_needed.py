@@ -63,6 +63,14 @@ def test_what_is_left_out_is_background(levels):
     assert torch.equal(scores, expected)
 
 
+def test_what_is_left_out_is_in_no_region(levels):
+    needed = Needed(levels, _occupied((1, 0, 0)), BLOCK, SHAPE)
+    scores = needed.leave_out(torch.full((2, 6, 7, 8), 0.5), start=3, exclusive=False)
+    expected = torch.zeros(2, 6, 7, 8)
+    expected[:, 1:5, :4, :4] = 0.5
+    assert torch.equal(scores, expected)
+
+
 def test_blocks_of_the_mirrored_volume_hold_all_that_is_occupied(levels):
     """11 voxels in blocks of 4: mirrored, voxels 4 to 7 are 3 to 6, in the first and the second block."""
     occupied = np.zeros((3, 1, 1), bool)

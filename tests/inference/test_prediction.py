@@ -189,6 +189,16 @@ def test_where_only_the_order_is_asked_for_the_labels_are_the_same():
     assert abs(logits.sum(0) - 1).max() > 0.1
 
 
+@pytest.mark.parametrize("probabilities", [True, False])
+def test_regions_have_a_sigmoid_each(probabilities):
+    network, image = _network(), _image((24, 16, 32))
+    with torch.no_grad():
+        expected = network(torch.from_numpy(image)[None])[0].sigmoid().numpy()
+    found, _ = _compute([_predictor(network)], [image], exclusive=False, probabilities=probabilities)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert abs(found.sum(0) - 1).max() > 0.1
+
+
 @pytest.mark.parametrize("norm", ["instance", "group", "layer"])
 def test_a_norm_that_depends_on_the_tile_takes_windows(norm):
     predictor = _predictor(_network(norm=norm))

@@ -37,6 +37,13 @@ def _predict(network, image, **options) -> torch.Tensor:
     return torch.cat(list(iterate_window_slabs(network, np.asarray(image), **options)), 1)
 
 
+def test_regions_have_a_sigmoid_each():
+    image = _volume(1, 7, 5, 6)
+    found = _predict(PerVoxel(), image, patch_size=(4, 4, 4), mirror_axes=(0, 2), exclusive=False)
+    expected = torch.cat([image, 2 * image, 0 * image]).sigmoid()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     patch_size=st.tuples(*[st.integers(1, 6)] * 3),

@@ -25,7 +25,7 @@ def test_every_option_reaches_the_network():
         d_max=4,
         deep_supervision=True,
     )
-    network = build_network(config, in_channels=2, num_classes=3)
+    network = build_network(config, in_channels=2, num_outputs=3)
     assert (network.in_channels, network.num_classes, network.strides_total) == (2, 3, (4, 4, 2))
     assert [len(level) for level in network.encoder] == [0, 2, 3]  # the stem is the first level's first
     assert [len(level) for level in network.decoder] == [1, 2]

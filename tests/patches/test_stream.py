@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from medseg_brn.cases.cache import PreparedCase
+from medseg_brn.cases.targets import Targets
 from medseg_brn.config import AugmentationConfig, PatchesConfig
 from medseg_brn.errors import DataError
-from medseg_brn.patches.stream import MicroBatches, PatchStream, collate_patches, cut_region, sample_centre
+from medseg_brn.patches.stream import MicroBatches, PatchStream, collate_patches
 
 
 def make_case(folder: Path, name: str, shape=(12, 10, 8), seed: int = 0) -> PreparedCase:
@@ -34,6 +35,7 @@ def make_cases(folder: Path, count: int) -> list[PreparedCase]:
     return [make_case(folder, f"case{number}", seed=number) for number in range(count)]
 
 
+TARGETS = Targets(("background", "box"))
 PLAIN = PatchesConfig(size=(4, 4, 4), augmentation=None)
 AUGMENTED = PatchesConfig(
     size=(6, 6, 6),
@@ -41,58 +43,22 @@ AUGMENTED = PatchesConfig(
 )
 
 
-def test_a_region_is_cut_where_asked_and_zero_outside():
-    array = np.arange(1, 6, dtype=np.float32).reshape(1, 5, 1, 1)
-    assert cut_region(array, (2, 0, 0), (4, 1, 1)).ravel().tolist() == [1, 2, 3, 4]
-    assert cut_region(array, (0, 0, 0), (4, 1, 1)).ravel().tolist() == [0, 0, 1, 2]
-    assert cut_region(array, (4, 0, 0), (3, 1, 1)).ravel().tolist() == [4, 5, 0]
-    assert cut_region(array, (2, 0, 0), (9, 1, 1)).ravel().tolist() == [0, 0, 1, 2, 3, 4, 5, 0, 0]
-
-
-@given(
-    shape=st.tuples(*[st.integers(1, 9)] * 3),
-    size=st.tuples(*[st.integers(1, 9)] * 3),
-    seed=st.integers(0, 2**32 - 1),
-    foreground_fraction=st.sampled_from([0.0, 0.5, 1.0]),
-)
-def test_a_patch_lies_inside_wherever_the_volume_is_long_enough(shape, size, seed, foreground_fraction):
-    rng = np.random.default_rng(seed)
-    foreground = {1: rng.integers(np.asarray(shape), size=(3, 3))}
-    centre = sample_centre(shape, size, foreground, foreground_fraction, rng)
-    inside = cut_region(np.ones((1, *shape)), centre, size)
-    assert inside.sum() == np.prod(np.minimum(shape, size))
-
-
-def test_foreground_patches_hold_their_voxel_and_classes_are_drawn_evenly():
-    foreground = {1: np.full((1000, 3), 20), 2: np.array([[5, 6, 7]])}
-    rng = np.random.default_rng(0)
-    centres = [sample_centre((40, 40, 40), (4, 4, 4), foreground, 1.0, rng) for _ in range(400)]
-    assert set(centres) == {(20, 20, 20), (5, 6, 7)}
-    assert 150 < centres.count((5, 6, 7)) < 250
-
-
-def test_without_foreground_every_place_is_sampled():
-    rng = np.random.default_rng(0)
-    centres = {sample_centre((6, 1, 1), (2, 1, 1), {}, 1.0, rng)[0] for _ in range(200)}
-    assert centres == {1, 2, 3, 4, 5}
-
-
 @pytest.mark.parametrize("config", [PLAIN, AUGMENTED], ids=["plain", "augmented"])
 def test_a_patch_is_a_function_of_seed_and_index(tmp_path, config):
     cases = make_cases(tmp_path, 3)
-    first, second = PatchStream(cases, config, seed=5), PatchStream(cases, config, seed=5)
+    first, second = PatchStream(cases, config, 5, TARGETS), PatchStream(cases, config, 5, TARGETS)
     forwards = [first[index] for index in range(8)]
     backwards = [second[index] for index in reversed(range(8))][::-1]
     for one, other in zip(forwards, backwards, strict=True):
         assert one["case"] == other["case"]
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["label"], other["label"])
-    other_seed = PatchStream(cases, config, seed=6)
+    other_seed = PatchStream(cases, config, 6, TARGETS)
     assert any(not torch.equal(other_seed[i]["image"], forwards[i]["image"]) for i in range(8))
 
 
 def test_every_case_is_seen_once_per_epoch(tmp_path):
-    stream = PatchStream(make_cases(tmp_path, 5), PLAIN, seed=1)
+    stream = PatchStream(make_cases(tmp_path, 5), PLAIN, 1, TARGETS)
     epochs = [[stream[5 * epoch + place]["case"] for place in range(5)] for epoch in range(4)]
     assert all(sorted(epoch) == [f"case{number}" for number in range(5)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -100,7 +66,7 @@ def test_every_case_is_seen_once_per_epoch(tmp_path):
 
 def test_image_and_label_map_are_cut_at_the_same_place(tmp_path):
     case = make_case(tmp_path, "a")
-    patch = PatchStream([case], PLAIN, seed=0)[3]
+    patch = PatchStream([case], PLAIN, 0, TARGETS)[3]
     corner = np.argwhere(case.image()[0] == patch["image"][0, 0, 0, 0].item())[0]
     window = tuple(slice(start, start + 4) for start in corner)
     assert_array_equal(patch["image"][0], case.image()[0][window])
@@ -110,7 +76,7 @@ def test_image_and_label_map_are_cut_at_the_same_place(tmp_path):
 def test_an_unreadable_case_arrives_as_an_error_with_its_name(tmp_path):
     cases = make_cases(tmp_path, 2)
     cases[1].image_path.write_bytes(b"broken")
-    stream = PatchStream(cases, PLAIN, seed=0)
+    stream = PatchStream(cases, PLAIN, 0, TARGETS)
     batch = collate_patches([stream[0], stream[1]])
     assert isinstance(batch, DataError)
     assert "case1" in str(batch)
@@ -118,7 +84,7 @@ def test_an_unreadable_case_arrives_as_an_error_with_its_name(tmp_path):
 
 def test_no_cases_is_an_error():
     with pytest.raises(DataError, match="no training cases"):
-        PatchStream([], PLAIN, seed=0)
+        PatchStream([], PLAIN, 0, TARGETS)
 
 
 @given(
@@ -136,3 +102,17 @@ def test_processes_share_the_stream_without_gap_or_overlap(batch_size, world_siz
     ]
     per_pass = batch_size * world_size
     assert sorted(seen) == list(range(first * per_pass, (first + count) * per_pass))
+
+
+def test_a_class_of_few_cases_is_met_as_often_as_any_other(tmp_path):
+    cases = make_cases(tmp_path, 9)
+    rare = make_case(tmp_path, "rare", seed=9)
+    rows = np.load(rare.foreground_path)
+    rows[0] = 2
+    np.save(rare.foreground_path, rows)
+    config = PLAIN.model_copy(update={"foreground_fraction": 1.0, "foreground_by": "class"})
+    stream = PatchStream([*cases, rare], config, 0, TARGETS)
+    drawn = [stream[index]["case"] for index in range(400)]
+    assert 150 < drawn.count("rare") < 250
+    by_case = PatchStream([*cases, rare], PLAIN, 0, TARGETS)
+    assert [by_case[index]["case"] for index in range(10)].count("rare") == 1

@@ -112,3 +112,32 @@ def test_each_file_may_have_its_own_orientation():
     )
     straight = (volume(image), volume(label_map), volume(label_map))
     assert draw_overlay(*turned, "x") == draw_overlay(*straight, "x")
+
+
+def test_slices_go_through_the_largest_difference_where_it_is_asked_for():
+    image, reference = scan()
+    prediction = reference.copy()
+    prediction[9:11, 14:16, 20] = 1  # far above the reference, which axial slices 10 to 13 cut
+    image[..., 20] = 1000
+    volumes = [volume(each) for each in (image, reference, prediction)]
+    axial = [
+        panels_of(pixels_of(draw_overlay(*volumes, "x", through=through)), (20, 20, 30))[0]
+        for through in ("reference", "difference")
+    ]
+    assert axial[1].mean() > axial[0].mean() + 0.3
+    same = [volume(each) for each in (image, reference, reference)]
+    assert draw_overlay(*same, "x", through="difference") == draw_overlay(*same, "x")
+
+
+@pytest.mark.parametrize("through", ["reference", "difference"])
+def test_ignored_voxels_of_the_reference_are_not_drawn(through):
+    image, reference = scan()
+    prediction = reference.copy()
+    sparse = reference.copy()
+    sparse[..., 20:] = 9
+    prediction[9:11, 14:16, 22] = 1
+    expected = draw_overlay(*(volume(each) for each in (image, reference, prediction)), "x")
+    found = draw_overlay(
+        *(volume(each) for each in (image, sparse, prediction)), "x", through=through, ignore_value=9
+    )
+    assert found == expected

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medseg_brn.cases.label_description import Structures
 from medseg_brn.config import Experiment
 from medseg_brn.errors import DataError
 from medseg_brn.evaluation.evaluate import evaluate_case
@@ -54,7 +55,8 @@ def make_run(tmp_path: Path) -> Path:
         for place, volume in zip(paths.values(), (image, reference, prediction), strict=True):
             write_volume(volume, tmp_path / place)
         paths["image"] = str(tmp_path / paths["image"])
-        cases.append(CaseEvaluation(name, evaluate_case(prediction, reference, {1: "kidney"}), paths))
+        metrics = evaluate_case(prediction, reference, Structures({"kidney": (1,)}))
+        cases.append(CaseEvaluation(name, metrics, paths))
     (tmp_path / "config.yaml").write_text(dump_experiment(Experiment(name="my run")))
     (tmp_path / "validation.json").write_text(json.dumps(Evaluation(tuple(cases), 1.0).as_dict()))
     (tmp_path / "split.json").write_text(json.dumps({"training": ["t"] * 7, "validation": ["v"] * 5}))
@@ -73,7 +75,7 @@ def report_of(folder: Path) -> str:
 def test_report_stands_alone(report):
     assert "://" not in report
     sources = re.findall(r'<img[^>]* src="([^"]{0,30})', report)
-    assert len(sources) == 3
+    assert len(sources) == 6  # three of the range, and the three worst
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert all(re.findall(r'<img alt="([^"]+)"', report))
     assert not re.findall(r"<(link|iframe|object|embed)\b|<script[^>]+src", report)
@@ -113,7 +115,7 @@ def test_a_case_whose_files_are_gone_is_told(run_folder):
     html = report_of(run_folder)
     assert "not drawn" in html
     assert "case_0.nii.gz" in html
-    assert len(re.findall("<img ", html)) == 2
+    assert len(re.findall("<img ", html)) == 5
 
 
 def test_run_without_validation_says_so(run_folder):
@@ -130,7 +132,7 @@ def test_run_that_has_not_begun(tmp_path):
 
 
 def test_class_that_no_case_has(run_folder):
-    empty = evaluate_case(block(2), block(2), {1: "kidney"})
+    empty = evaluate_case(block(2), block(2), Structures({"kidney": (1,)}))
     nothing = Evaluation((CaseEvaluation("a", empty),), 1.0).as_dict()
     (run_folder / "validation.json").write_text(json.dumps(nothing))
     assert "–" in report_of(run_folder)
@@ -157,3 +159,39 @@ def test_damaged_validation_is_told_and_writes_nothing(run_folder):
     with pytest.raises(DataError, match=r"validation\.json is not valid JSON"):
         write_run_report(run_folder)
     assert not (run_folder / "report.html").exists()
+
+
+def test_quiet_run_is_told_so(report):
+    assert "Nothing suspicious was found in the records of this run." in report
+    text = re.sub(r"<[^>]+>|\s+", " ", report)
+    assert "The worst held-out cases, none of which stands out" in text
+
+
+def test_findings_stand_in_the_report_and_in_a_file(run_folder):
+    split = {"training": ["t"], "validation": [], "classes": {"background": 0, HOSTILE: 1, "kidney": 2}}
+    (run_folder / "split.json").write_text(json.dumps(split))
+    (run_folder / "patches.csv").write_text("step,case,loss,voxels\n1,t,0.5,0:9 2:1\n2,t,0.4,0:10\n")
+    (run_folder / "fit.json").write_text(json.dumps({"training": {"t": 0.9}, "held_out": {"a": 0.6}}))
+    findings = write_run_report(run_folder)
+    assert [finding.kind for finding in findings] == ["classes never met", "overfitting"]
+    text = re.sub(r"<[^>]+>|\s+", " ", (run_folder / "report.html").read_text())
+    assert "No training patch contained &lt;img src=x" in text
+    assert re.search(r"kidney\s+1\s+50.00%\s+5.000%", text)
+    written = json.loads((run_folder / "diagnosis.json").read_text())
+    assert [finding["kind"] for finding in written["findings"]] == ["classes never met", "overfitting"]
+    assert written["measured"]["dice_training"] == 0.9
+    assert [share["patches"] for share in written["classes"]] == [2, 0, 1]
+
+
+def test_suspects_are_drawn_with_what_the_model_says(run_folder):
+    rows = [f"{step},case{n},{0.1 * 1.05**n},0:8" for step in range(1, 9) for n in range(9)]
+    rows = sorted(
+        [*rows, *(f"{step},wrong,2.0,0:8" for step in range(1, 9))], key=lambda r: int(r.split(",")[0])
+    )
+    (run_folder / "patches.csv").write_text("\n".join(["step,case,loss,voxels", *rows, ""]))
+    paths = {"image": "data/case_2_image.nii.gz", "reference": "data/case_2.nii.gz"}
+    entry = {"case": "wrong", **paths, "prediction": "validation/case_4.nii.gz"}
+    (run_folder / "suspects.json").write_text(json.dumps({"cases": [entry]}))
+    html = report_of(run_folder)
+    assert "Suspect training case wrong, late loss 2," in html
+    assert "1 training case is predicted far worse than the others" in html

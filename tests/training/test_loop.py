@@ -18,7 +18,8 @@ from medseg_brn.training.losses import make_loss
 from medseg_brn.training.state import make_state
 
 CPU = torch.device("cpu")
-LOSS = make_loss(Targets(("background", "structure")))
+TARGETS = Targets(("background", "structure"))
+LOSS = make_loss(TARGETS)
 
 
 def make_experiment(norm: str = "batch_renorm", **training) -> Experiment:
@@ -124,8 +125,37 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_cases(poison):
     batches = make_batches(4)
     batches[2]["image"][0, 0, 0, 0, 0] = poison
     batches[2]["cases"] = ["patient7", "patient3"]
-    with pytest.raises(TrainingError, match=r"at step 3 .*patient3, patient7.*--resume and a lower"):
+    with pytest.raises(TrainingError, match=r"at step 3 .*input patches .* 1 voxels of patient7\. Look at"):
         train(make_experiment(), batches)
+
+
+def test_weights_that_the_step_before_spoilt_are_told():
+    wild = make_experiment("none", learning_rate=1e38, weight_decay=1e6, gradient_clip=None)
+    expected = (
+        r"at step 2 .* came from a, b\. Before the step, the \w+ of \S+ \(\w+\) was not finite.*--resume"
+    )
+    with pytest.raises(TrainingError, match=expected):
+        train(wild, make_batches(8))
+
+
+def test_each_pass_is_shown_with_its_logits():
+    seen = []
+    experiment = make_experiment(steps=2, accumulation=2)
+    state = make_state(experiment, 1, 2, CPU)
+    batches = make_batches(4)
+    run_steps(
+        state,
+        iter(batches),
+        experiment,
+        0,
+        loss_function=LOSS,
+        dtype=torch.float32,
+        processes=Processes(),
+        after_pass=lambda batch, logits, classes: seen.append((batch, logits.shape, classes)),
+    )
+    assert [batch is given for (batch, _, _), given in zip(seen, batches, strict=True)] == [True] * 4
+    assert all(shape == (2, 2, 8, 8, 8) for _, shape, _ in seen)
+    assert all(torch.equal(classes, batch["label"]) for batch, _, classes in seen)
 
 
 def test_averaged_weights_follow_the_weights():
@@ -158,7 +188,7 @@ def test_an_unreadable_case_ends_the_stream_with_its_own_error(tmp_path):
     for workers in (0, 1):
         patches = experiment.patches.model_copy(update={"workers": workers})
         changed = experiment.model_copy(update={"patches": patches})
-        batches = make_loader(PatchStream([missing], patches, 0), changed, 0, Processes())
+        batches = make_loader(PatchStream([missing], patches, 0, TARGETS), changed, 0, Processes())
         with pytest.raises(DataError, match="patient9"):
             next(batches)
 
@@ -171,7 +201,7 @@ def test_the_loader_starts_where_a_resumed_run_needs_it(tmp_path):
     ):
         np.save(path, array)
     experiment = make_experiment(steps=5, accumulation=2)
-    stream = PatchStream([PreparedCase("a", *paths, spacing_mm=(1, 1, 1))], experiment.patches, 0)
+    stream = PatchStream([PreparedCase("a", *paths, spacing_mm=(1, 1, 1))], experiment.patches, 0, TARGETS)
     whole = [batch["image"] for batch in make_loader(stream, experiment, 0, Processes())]
     rest = [batch["image"] for batch in make_loader(stream, experiment, 3, Processes())]
     assert len(whole) == 10

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medseg_brn.reports.step_records import StepRecord, read_metrics
+from medseg_brn.reports.step_records import PatchRecord, StepRecord, read_metrics, read_patches
 from medseg_brn.training.recording import Recorder
 
 
@@ -32,6 +32,17 @@ def test_reopening_drops_what_came_after_the_checkpoint(tmp_path):
         (3, None),
         (4, 0.9),
     ]
+
+
+def test_patches_after_the_checkpoint_are_dropped_too(tmp_path):
+    patches = [PatchRecord(step, case, 0.5, {0: 7, 2: 1}) for step in range(1, 5) for case in ("a", "b")]
+    with Recorder(tmp_path, 0) as recorder:
+        recorder.write_patches(patches)
+    whole = (tmp_path / "patches.csv").read_text()
+    assert read_patches(tmp_path / "patches.csv") == patches
+    with Recorder(tmp_path, 2) as recorder:
+        recorder.write_patches(patches[4:])
+    assert (tmp_path / "patches.csv").read_text() == whole
 
 
 @pytest.mark.parametrize("cut", range(1, 30, 4))

@@ -52,7 +52,8 @@ def assert_same_end(one: Path, other: Path, steps: int) -> None:
         [(row.step, row.loss, row.dice) for row in read_metrics(run / "metrics.csv")] for run in (one, other)
     ]
     assert losses[0] == losses[1]
-    assert (one / "probes.csv").read_text() == (other / "probes.csv").read_text()
+    for name in ("probes.csv", "patches.csv", "fit.json", "suspects.json"):
+        assert (one / name).read_text() == (other / name).read_text(), name
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from medseg_brn.experiment import parse_experiment
 from medseg_brn.models.package import load_model, load_network
 from medseg_brn.networks.surgery import recalibrate
 from medseg_brn.patches.stream import PatchStream
-from medseg_brn.reports.step_records import read_metrics
+from medseg_brn.reports.step_records import read_metrics, read_patches
 from medseg_brn.training.data import prepare_training_data
 from medseg_brn.training.run import train_run
 from medseg_brn.volumes.reading import read_volume
@@ -49,7 +49,8 @@ def test_ct_from_a_manifest_with_sites(abdomens, tmp_path):
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         *("config.yaml", "split.json", "preprocessing.json", "cache", "metrics.csv", "tensorboard"),
-        *("checkpoint", "model", "validation", "validation.json", "report.html"),
+        *("checkpoint", "model", "validation", "validation.json", "report.html", "patches.csv"),
+        *("fit.json", "suspects.json", "diagnosis.json"),
     }
     description = load_model(run).description
     assert description.modalities == ("ct",)
@@ -88,7 +89,7 @@ def test_recalibration_sets_the_statistics_of_more_patches(abdomens, tmp_path):
 
     network, _ = load_network(tmp_path / "plain")
     data = prepare_training_data(experiment, tmp_path / "plain", lambda *_: None)
-    stream = PatchStream(data.training, experiment.patches, experiment.seed)
+    stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
     seen = experiment.training.steps * experiment.training.batch_size
     patches = [
         torch.stack([stream[seen + 2 * n]["image"], stream[seen + 2 * n + 1]["image"]]) for n in range(3)
@@ -107,7 +108,7 @@ def test_runs_may_share_their_prepared_cases(abdomens, tmp_path):
         train_run(experiment, tmp_path / f"run{seed}", data_folder=shared)
     assert not (tmp_path / "run0" / "cache").exists()
     splits = [(tmp_path / f"run{seed}" / "split.json").read_text() for seed in (0, 1)]
-    assert splits[0] == splits[1] == (shared / "split.json").read_text()
+    assert splits[0] == splits[1] == (shared / "fold_0" / "split.json").read_text()
 
 
 def test_a_network_spoilt_by_its_last_step_is_told(abdomens, tmp_path):
@@ -118,3 +119,34 @@ def test_a_network_spoilt_by_its_last_step_is_told(abdomens, tmp_path):
     with pytest.raises(DivergenceError, match="tensors of the trained network are not finite, first "):
         train_run(experiment, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
+    assert "The run stopped at step 1" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_run_that_diverges_leaves_its_diagnosis_until_it_goes_on(abdomens, tmp_path):
+    wild = {"optimizer": "sgd", "learning_rate": 1e38, "weight_decay": 1e6, "steps": 3, "warmup_fraction": 0}
+    wild |= {"gradient_clip": None, "validate_every": None, "checkpoint_every": 1}
+    run = tmp_path / "run"
+    with pytest.raises(DivergenceError, match=r"at step 2 .*Before the step, the weight of") as raised:
+        train_run(make_experiment(abdomens, training=wild), run)
+    told = json.loads((run / "divergence.json").read_text())
+    assert (told["step"], told["kind"]) == (2, "weights")
+    assert told["found"] in str(raised.value)
+    findings = json.loads((run / "diagnosis.json").read_text())["findings"]
+    assert (findings[0]["kind"], findings[0]["weight"]) == ("divergence", 3)
+    report = (run / "report.html").read_text()
+    assert "The run stopped at step 2 because its numbers were not finite" in report
+    assert [row.step for row in read_metrics(run / "metrics.csv")] == [1]
+
+
+def test_findings_are_told_at_the_end(abdomens, tmp_path):
+    summary = train_run(make_experiment(abdomens), tmp_path / "run")
+    findings = json.loads((tmp_path / "run" / "diagnosis.json").read_text())["findings"]
+    assert summary.findings == tuple(f"{f['what']}: {f['numbers']}. {f['remedy']}." for f in findings)
+    fit = json.loads((tmp_path / "run" / "fit.json").read_text())
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert list(fit["training"]) == split["training"]
+    assert list(fit["held_out"]) == split["validation"]
+    patches = read_patches(tmp_path / "run" / "patches.csv")
+    assert [patch.step for patch in patches] == [1, 1, 2, 2, 3, 3]
+    assert {patch.case for patch in patches} == set(split["training"])
+    assert all(sum(patch.voxels.values()) == 8**3 for patch in patches)

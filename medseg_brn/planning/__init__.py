@@ -1,0 +1,1 @@
+"""From an unknown dataset to one complete experiment: rules with reasons, predicted and measured costs."""

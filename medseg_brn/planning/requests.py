@@ -1,0 +1,21 @@
+"""What a person asks a plan for, as text."""
+
+import re
+
+from medseg_brn.errors import ConfigError
+
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a text such as "30m", "2h", "1h30m", "90 min" or "45s".
+
+    Raises:
+        ConfigError: it is no positive duration in these units.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd])", text.lower())
+    rest = re.sub(r"(\d+(?:\.\d+)?)\s*(min|[smhd])|\s", "", text.lower())
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if rest or not 1 <= seconds < 1e8:
+        raise ConfigError(f"Time {text!r} is no duration; write it as 30m, 2h, 1h30m or 2d")
+    return seconds

@@ -1,0 +1,177 @@
+"""Rules of training patches: where they are drawn, how they are changed, and which classes count."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from medseg_brn.cases.fingerprint import Fingerprint
+from medseg_brn.cases.targets import Targets
+from medseg_brn.planning import recipe
+from medseg_brn.planning.choice import Choice, Choices, times
+
+SIDES = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+
+
+def choose_foreground_fraction(
+    patch: Sequence[int], shape: Sequence[int], shares: Mapping[str, float], rare: Mapping[str, int]
+) -> Choice[float]:
+    """Share of patches that are centred on foreground.
+
+    Args:
+        patch: patch size.
+        shape: the median scan as the network sees it.
+        shares: structure -> share of the median scan that it fills.
+        rare: structures that few cases have.
+    """
+    ratio = min(size / length for size, length in zip(patch, shape, strict=True))
+    if ratio >= recipe.WHOLE_SCAN_RATIO and not rare:
+        return Choice(
+            0.0,
+            f"a patch holds at least {min(ratio, 1):.0%} of the scan along every axis: the foreground is in",
+        )
+    name = min(shares, key=lambda name: shares[name])
+    share = shares[name]
+    if share < recipe.SMALL_STRUCTURE_SHARE:
+        return Choice(
+            recipe.FOREGROUND_FRACTION_SMALL, f"{name} fills {share:.2%} of a scan: seldom met by chance"
+        )
+    return Choice(recipe.FOREGROUND_FRACTION, f"the smallest structure, {name}, fills {share:.1%} of a scan")
+
+
+def choose_foreground_by(rare: Mapping[str, int], num_cases: int) -> Choice[str]:
+    """What a foreground patch draws first: the case or the class."""
+    if not rare:
+        return Choice("case", "every class is in at least half of the cases")
+    name = min(rare, key=lambda name: rare[name])
+    others = f" (and {len(rare) - 1} more)" if len(rare) > 1 else ""
+    return Choice(
+        "class", f"{name} is in {rare[name]} of {num_cases} cases{others}: it is met as often as any other"
+    )
+
+
+def find_rare(fingerprint: Fingerprint) -> dict[str, int]:
+    """Foreground classes in less than half of the cases, and their numbers of cases; none is not few."""
+    limit = recipe.RARE_CLASS_SHARE * fingerprint.num_cases
+    names = list(fingerprint.class_voxels)[1:]
+    return {name: count for name in names if 0 < (count := fingerprint.class_cases[name]) < limit}
+
+
+def structure_volumes_ml(fingerprint: Fingerprint, targets: Targets) -> dict[str, float]:
+    """Structure (class or region) -> mean volume in the cases that have it; those of none left out."""
+    found = {}
+    for name, classes in targets.structures.items():
+        volumes = [sum(case.class_volumes_ml[index] for index in classes) for case in fingerprint.cases]
+        if any(volumes):
+            found[name] = float(np.mean([volume for volume in volumes if volume > 0]))
+    return found
+
+
+def choose_class_weights(volumes_ml: Mapping[str, float]) -> Choice[dict[str, float]]:
+    """How much structures count in the loss: more than 1 for those far smaller than the largest."""
+    largest = max(volumes_ml, key=lambda name: volumes_ml[name])
+    weights = {}
+    for name, volume in volumes_ml.items():
+        missing = volumes_ml[largest] / (recipe.WEIGHTED_RATIO * volume)
+        if missing > 1:
+            weights[name] = min(recipe.MOST_WEIGHT, round(math.sqrt(missing), 2))
+    if not weights:
+        return Choice({}, f"no structure is smaller than 1/{recipe.WEIGHTED_RATIO} of {largest}")
+    return Choice(
+        weights,
+        f"smaller than 1/{recipe.WEIGHTED_RATIO} of {largest} ({volumes_ml[largest]:.3g} ml): the root of "
+        f"what is missing, at most {recipe.MOST_WEIGHT:g}",
+    )
+
+
+def choose_mirroring(
+    class_names: Sequence[str],
+) -> tuple[Choice[tuple[int, ...]], Choice[tuple[tuple[str, str], ...]]]:
+    """Axes mirrored in training, and the classes that change places where axis 0 is.
+
+    Only where every class that names a side has its partner is mirroring known to be right; anything else is
+    for a person to decide.
+    """
+    partners = {name: _other_side(name, class_names) for name in class_names}
+    sided = {name: partner for name, partner in partners.items() if partner is not None}
+    alone = [name for name, partner in sided.items() if not partner]
+    if not sided:
+        told = (
+            "no class names a side, but a body is not symmetric: add an axis where mirrored scans are likely"
+        )
+        return Choice((), told), Choice((), "no class names a side")
+    if alone:
+        told = f"{alone[0]!r} names a side and has no partner on the other: mirrored, it would be wrong"
+        return Choice((), told), Choice((), told)
+    pairs = tuple(
+        (name, partner)
+        for name, partner in sided.items()
+        if class_names.index(name) < class_names.index(partner)
+    )
+    told = f"{len(pairs)} pairs of left and right change places: twice the examples of each"
+    return Choice((0,), told), Choice(pairs, f"{len(pairs)} classes name a side, and all have a partner")
+
+
+def _other_side(name: str, class_names: Sequence[str]) -> str | None:
+    """The class of the same name on the other side; "" where it is missing, None where no side is named.
+
+    A single letter may mean something else (vertebra L1), so it names a side only where there is a partner.
+    """
+    words = re.split(r"([^a-zA-Z]+)", name)
+    if not any(word.lower() in SIDES for word in words):
+        return None
+    mirrored = [_swap(word) for word in words]
+    wanted = "".join(mirrored).lower()
+    clear = any(word.lower() in ("left", "right") for word in words)
+    return next((other for other in class_names if other.lower() == wanted), "" if clear else None)
+
+
+def _swap(word: str) -> str:
+    return SIDES.get(word.lower(), word)
+
+
+def choose_augmentation(
+    fingerprint: Fingerprint, modalities: Sequence[str], spacing_mm: Sequence[float]
+) -> Choices:
+    """Random changes of patches, by modality and by what the cases differ in."""
+    choices: Choices = {}
+    ratio = max(spacing_mm) / sorted(spacing_mm)[1]
+    thick = ratio >= recipe.THICK_SLICE_RATIO
+    choices["rotation_degrees"] = Choice(
+        recipe.ROTATION_DEGREES_THICK if thick else recipe.ROTATION_DEGREES,
+        f"slices are {ratio:.1f} times as thick as pixels: less, as it turns them out of their plane"
+        if thick
+        else "the recipe's: positions differ between scans",
+    )
+    choices["scale"] = Choice(recipe.SCALE, "the recipe's: people differ in size by about as much")
+    choices["spatial_probability"] = Choice(recipe.SPATIAL_PROBABILITY, "the recipe's")
+    choices["elastic_mm"] = Choice(recipe.ELASTIC_MM, "the recipe's: none")
+    all_ct = set(modalities) == {"ct"}
+    choices["intensity_probability"] = Choice(
+        recipe.INTENSITY_PROBABILITY_CT if all_ct else recipe.INTENSITY_PROBABILITY,
+        "Hounsfield units are calibrated" if all_ct else "MRI intensities differ from scanner to scanner",
+    )
+    if all_ct:
+        choices["brightness"] = Choice(recipe.BRIGHTNESS_CT, "Hounsfield units are calibrated")
+    choices["bias_field"] = _choose_bias_field(fingerprint, modalities)
+    choices["low_resolution"] = _choose_low_resolution(fingerprint)
+    return choices
+
+
+def _choose_bias_field(fingerprint: Fingerprint, modalities: Sequence[str]) -> Choice[float]:
+    if "mri" not in modalities:
+        return Choice(0.0, "CT has none")
+    extent_mm = np.median([case.extent_mm for case in fingerprint.cases], axis=0)
+    if max(extent_mm) < recipe.BIAS_FIELD_EXTENT_MM:
+        return Choice(0.0, f"a coil's field varies little over {times(extent_mm)} mm")
+    return Choice(recipe.BIAS_FIELD, f"MRI coils shade scans of {times(extent_mm)} mm")
+
+
+def _choose_low_resolution(fingerprint: Fingerprint) -> Choice[float]:
+    low, high = (fingerprint.percentile_spacing_mm(percentile) for percentile in (10, 90))
+    ratio = max(coarse / fine for coarse, fine in zip(high, low, strict=True))
+    if ratio < recipe.LOW_RESOLUTION_RATIO:
+        return Choice(1.0, f"voxel sizes are alike (90th over 10th percentile {ratio:.2f})")
+    chosen = round(min(ratio, recipe.MOST_LOW_RESOLUTION), 1)
+    return Choice(chosen, f"voxel sizes differ by {ratio:.2f} (90th over 10th percentile)")
