@@ -23,7 +23,7 @@ BLOCKS = 2  # convolutions of each level, nnU-Net
 CPU_BLOCKS_FULL_RESOLUTION = 1  # measured when the shipped experiment was made
 ENCODER = "plain"  # measured against `residual`
 WEIGHT_STANDARDIZATION = True  # measured against `plain_weights`; Qiao et al. 2019, folds away at inference
-DEEP_SUPERVISION_LEVELS = 6  # networks with so many levels get it; measured with 4: `deep_supervision`
+DEEP_SUPERVISION_LEVELS = 4  # networks with so many levels get it; measured: `deep_supervision`
 # Batch renorm: fractions of the run at which r and d begin to be let go, and are let go in full.
 RENORM_SCHEDULE = (0.2, 0.7, 0.7)
 

@@ -1,7 +1,7 @@
 """Datasets as people have them: planned and trained without a hand, to a Dice stated beforehand.
 
 Each is the phantom of heads (brain, ventricles, lesion) with one difficulty added, and three minutes of
-training on what `plan` makes of it. Label maps are judged against complete references that training never saw.
+training on what `plan` makes of it. Label maps are judged against complete references of unseen scans.
 """
 
 import json
