@@ -1,6 +1,7 @@
 """The training loop: patches in, optimizer steps out."""
 
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -44,12 +45,16 @@ def make_loader(
         processes.rank,
         processes.world_size,
     )
+    # The platform's own way of starting processes: in a process that trains one of several runs side by side,
+    # the default is another one, which the loader cannot use.
+    context = multiprocessing.get_context(multiprocessing.get_all_start_methods()[0])
     loader: Iterable[PatchBatch | DataError] = DataLoader(
         stream,
         batch_sampler=indices,
         num_workers=workers,
         collate_fn=collate_patches,
         prefetch_factor=4 if workers else None,
+        multiprocessing_context=context if workers else None,
         pin_memory=torch.cuda.is_available(),
     )
     try:
