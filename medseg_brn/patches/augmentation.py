@@ -1,6 +1,6 @@
-"""Random changes of training patches, by MONAI's transforms where they serve.
+"""Mirroring and random intensities of training patches, by MONAI's transforms where they serve.
 
-Spatial transforms move the image and its label map alike; intensity transforms touch the image only.
+Mirroring moves the image and its label map alike; intensity transforms touch the image only.
 """
 
 import difflib
@@ -23,22 +23,17 @@ from monai.transforms import (
 from medseg_brn.cases.targets import Targets
 from medseg_brn.config import AugmentationConfig
 from medseg_brn.errors import ConfigError
-from medseg_brn.patches.deformation import RandDeformd, SpacingMm, moves
 
 
-def make_augmentation(
-    config: AugmentationConfig, size: Sequence[int], spacing_mm: SpacingMm, targets: Targets
-) -> Compose:
-    """Transform of `{"image": (C, X, Y, Z), "label": (1, X, Y, Z)}` into a random patch of `size`.
+def make_augmentation(config: AugmentationConfig, targets: Targets) -> Compose:
+    """Transform of a patch `{"image": (C, X, Y, Z), "label": (1, X, Y, Z)}` after its deformation.
 
-    The input is a region of `region_size(config, size, spacing_mm)` voxels, so that a rotated patch is filled
-    with real voxels to its corners. The transform's randomness is set by `Compose.set_random_state`.
+    Its randomness is set by `Compose.set_random_state`.
 
     Raises:
         ConfigError: `mirrored_classes` names a class that there is not.
     """
-    spatial = [RandDeformd(config, size, spacing_mm)] if moves(config) else []
-    return Compose([*spatial, *_mirroring(config, targets), *_intensity(config)])
+    return Compose([*_mirroring(config, targets), *_intensity(config)])
 
 
 class RandMirrord(RandFlipd):

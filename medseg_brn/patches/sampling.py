@@ -50,7 +50,7 @@ def _draw_row(voxels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def place_patch(
     wanted: Sequence[int] | np.ndarray, shape: Sequence[int], size: Sequence[int], rng: np.random.Generator
 ) -> tuple[int, int, int]:
-    """Centre voxel of a patch that holds `wanted`.
+    """First voxel of a patch that holds `wanted`; outside the volume where an axis is too short.
 
     Along an axis that is long enough the patch lies inside the volume, with `wanted` as its middle as far as
     that goes. Along the others the volume lies anywhere in the patch: were it always in the middle, a network
@@ -68,21 +68,18 @@ def place_patch(
 
 def _place(wanted: int, length: int, size: int, rng: np.random.Generator) -> int:
     if length < size:
-        return size // 2 - int(rng.integers(size - length + 1))
-    return min(max(wanted, size // 2), length - size + size // 2)
+        return -int(rng.integers(size - length + 1))
+    return min(max(wanted - size // 2, 0), length - size)
 
 
-def cut_region(array: np.ndarray, centre: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """Copy of (C, *size) voxels around `centre`; voxels outside the (C, X, Y, Z) array are zero.
-
-    size 4, centre 2:   0 1 [2] 3      the centre is voxel size // 2 of the region
-    """
-    lower = [c - s // 2 for c, s in zip(centre, size, strict=True)]
+def cut_box(array: np.ndarray, lower: Sequence[int], upper: Sequence[int]) -> np.ndarray:
+    """Copy of voxels [lower, upper) of a (C, X, Y, Z) array; voxels outside it are zero."""
     source, target = [slice(None)], [slice(None)]
-    for start, length, extent in zip(lower, size, array.shape[1:], strict=True):
-        first, last = max(start, 0), min(start + length, extent)
+    for start, stop, extent in zip(lower, upper, array.shape[1:], strict=True):
+        first = min(max(start, 0), extent)
+        last = max(min(stop, extent), first)
         source.append(slice(first, last))
         target.append(slice(first - start, last - start))
-    region = np.zeros((array.shape[0], *size), dtype=array.dtype)
-    region[tuple(target)] = array[tuple(source)]
-    return region
+    box = np.zeros((array.shape[0], *(b - a for a, b in zip(lower, upper, strict=True))), dtype=array.dtype)
+    box[tuple(target)] = array[tuple(source)]
+    return box

@@ -17,8 +17,8 @@ from medseg_brn.cases.targets import Targets
 from medseg_brn.config import PatchesConfig
 from medseg_brn.errors import DataError
 from medseg_brn.patches.augmentation import make_augmentation
-from medseg_brn.patches.deformation import region_size
-from medseg_brn.patches.sampling import cut_region, draw_voxel, group_by_class, place_patch
+from medseg_brn.patches.deformation import Deformation, take_patch
+from medseg_brn.patches.sampling import cut_box, draw_voxel, group_by_class, place_patch
 
 
 class Patch(TypedDict):
@@ -67,11 +67,11 @@ class PatchStream(Dataset):
         self.config = config
         self.seed = seed
         self._cases_with = group_by_class(cases) if config.foreground_by == "class" else {}
-        augmentation, spacing_mm = config.augmentation, self.cases[0].spacing_mm
-        self._region_size = region_size(augmentation, config.size, spacing_mm)
-        self._augment = (
-            make_augmentation(augmentation, config.size, spacing_mm, targets) if augmentation else None
+        augmentation = config.augmentation
+        self._deformation = (
+            Deformation(augmentation, config.size, self.cases[0].spacing_mm) if augmentation else None
         )
+        self._augment = make_augmentation(augmentation, targets) if augmentation else None
 
     def __getitem__(self, index: int) -> Patch | DataError:
         # A worker's error travels as a value, so that it arrives as itself instead of as a traceback's text.
@@ -97,14 +97,18 @@ class PatchStream(Dataset):
         return self.cases[order[place]]
 
     def _make_patch(self, case: PreparedCase, wanted: np.ndarray, rng: np.random.Generator) -> Patch:
-        image, label_map = case.image(), case.label_map()
-        centre = place_patch(wanted, label_map.shape, self.config.size, rng)
-        sample = {
-            "image": torch.from_numpy(cut_region(image, centre, self._region_size)),
-            "label": torch.from_numpy(
-                cut_region(label_map[None], centre, self._region_size).astype(np.float32)
-            ),
-        }
+        image, label_map, size = case.image(), case.label_map()[None], self.config.size
+        start = place_patch(wanted, label_map.shape[1:], size, rng)
+        places = None if self._deformation is None else self._deformation.draw(rng)
+        if places is None:
+            stop = [first + length for first, length in zip(start, size, strict=True)]
+            patch = torch.from_numpy(cut_box(image, start, stop))
+            label = torch.from_numpy(cut_box(label_map, start, stop).astype(np.float32))
+        else:
+            places = places + torch.tensor(start) + (torch.tensor(size) - 1) / 2
+            patch = take_patch(image, places, "bilinear")
+            label = take_patch(label_map, places, "nearest")
+        sample = {"image": patch, "label": label}
         if self._augment is not None:
             self._augment.set_random_state(seed=int(rng.integers(2**32)))
             sample = self._augment(sample)

@@ -9,13 +9,12 @@ from medseg_brn.errors import ConfigError
 from medseg_brn.patches.augmentation import RandCoilBiasd, make_augmentation
 
 SIZE = (10, 12, 14)
-ONE_MM = (1.0, 1.0, 1.0)
 TARGETS = Targets(("background", "left kidney", "right kidney", "liver"))
 NEVER = AugmentationConfig(spatial_probability=0, intensity_probability=0)
 
 
 def augment(config: AugmentationConfig, image: torch.Tensor, label: torch.Tensor, seed: int = 0):
-    augmentation = make_augmentation(config, SIZE, ONE_MM, TARGETS)
+    augmentation = make_augmentation(config, TARGETS)
     augmentation.set_random_state(seed=seed)
     sample = augmentation({"image": image.clone(), "label": label.clone()})
     return torch.as_tensor(sample["image"]), torch.as_tensor(sample["label"])
@@ -74,7 +73,7 @@ def test_left_and_right_change_places_exactly_where_axis_0_is_mirrored():
 def test_pairs_that_make_no_sense_are_errors(pairs, told):
     config = NEVER.model_copy(update={"flip_axes": (0,), "mirrored_classes": pairs})
     with pytest.raises(ConfigError, match=told):
-        make_augmentation(config, SIZE, ONE_MM, TARGETS)
+        make_augmentation(config, TARGETS)
 
 
 def test_a_bias_field_multiplies_what_was_measured_by_a_smooth_field():

@@ -1,47 +1,44 @@
 """Rotation, zoom and deformation: what moves, how far, and that image and label map move alike."""
 
-import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from medseg_brn.config import AugmentationConfig
-from medseg_brn.patches.deformation import RandDeformd, region_size
+from medseg_brn.patches.deformation import Deformation, take_patch
 
 SIZE = (10, 12, 14)
+ONE_MM = (1.0, 1.0, 1.0)
 STILL = AugmentationConfig(spatial_probability=0, rotation_degrees=0, scale=(1.0, 1.0))
 TURNED = STILL.model_copy(update={"spatial_probability": 1.0, "rotation_degrees": 90.0})
+MOVED = TURNED.model_copy(update={"rotation_degrees": 30.0, "scale": (0.8, 1.25)})
 ELASTIC = STILL.model_copy(update={"elastic_mm": 3.0, "elastic_probability": 1.0})
 
 
-def deform(config, image, label, seed=0, size=SIZE, spacing_mm=(1.0, 1.0, 1.0)):
-    transform = RandDeformd(config, size, spacing_mm)
-    transform.set_random_state(seed=seed)
-    sample = transform({"image": image, "label": label})
-    return sample["image"], sample["label"]
+def draw(config, seed=0, size=SIZE, spacing_mm=ONE_MM):
+    places = Deformation(config, size, spacing_mm).draw(np.random.default_rng(seed))
+    assert places is not None
+    return places
 
 
-def place(shape, spacing_mm=(1.0, 1.0, 1.0)):
-    """Places (3, X, Y, Z) of a region's voxels in mm from its middle."""
-    axes = [(torch.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing_mm, strict=True)]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+def resting(size=SIZE, spacing_mm=ONE_MM):
+    """Places (X, Y, Z, 3) of a patch's voxels in mm from its middle, where nothing moves them."""
+    axes = [(torch.arange(n) - (n - 1) / 2) * mm for n, mm in zip(size, spacing_mm, strict=True)]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        STILL.model_copy(update={"spatial_probability": 1.0, "rotation_degrees": 30.0, "scale": (0.8, 1.25)}),
-        ELASTIC,
-    ],
-    ids=["affine", "elastic"],
-)
+@pytest.mark.parametrize("config", [MOVED, ELASTIC], ids=["affine", "elastic"])
 def test_image_and_label_map_move_alike(config):
-    x, y, z = place(region_size(config, SIZE)) / 10
-    image = (torch.sin(3 * x) + y * z + 0.3 * z)[None]
-    label = (image > 0).float()
+    shape = (30, 32, 34)
+    x, y, z = np.moveaxis(resting(shape).numpy(), -1, 0) / 10
+    image = (np.sin(3 * x) + y * z + 0.3 * z)[None]
+    label_map = (image > 0).astype(np.uint8)
     for seed in range(10):
-        moved_image, moved_label = deform(config, image, label, seed)
+        places = draw(config, seed) + (torch.tensor(shape) - 1) / 2
+        moved_image = take_patch(image, places, "bilinear")
+        moved_label = take_patch(label_map, places, "nearest")
         assert moved_image.shape == moved_label.shape == (1, *SIZE)
         disagreement = (moved_image > 0).float() != moved_label
         # nearest and linear interpolation may only disagree beside the boundary, where the image is near 0
@@ -49,78 +46,81 @@ def test_image_and_label_map_move_alike(config):
         assert disagreement.float().mean() < 0.05
 
 
-def test_a_patch_that_is_not_moved_is_the_middle_of_its_region_exactly():
-    config = STILL.model_copy(update={"spatial_probability": 1e-12, "rotation_degrees": 20.0})
-    image = torch.rand(2, *region_size(config, SIZE))
-    kept, _ = deform(config, image, image[:1])
-    middle = tuple(slice((r - s) // 2, (r - s) // 2 + s) for r, s in zip(image.shape[1:], SIZE, strict=True))
-    assert torch.equal(kept[0], image[0][middle])
+def test_a_patch_is_interpolated_from_the_array_and_zero_outside_it():
+    # Linear interpolation of a linear function is the function, wherever the place lies in the array.
+    rng = np.random.default_rng(0)
+    shape = (7, 9, 8)
+    array = np.moveaxis(np.indices(shape), 0, -1).astype(np.float32) @ [1.0, 10.0, 100.0]
+    places = torch.from_numpy(rng.uniform(0, np.array(shape) - 1, (5, 4, 3, 3))).float()
+    taken = take_patch(np.stack([array, -array]), places, "bilinear")
+    expected = places @ torch.tensor([1.0, 10.0, 100.0])
+    assert torch.allclose(taken[0], expected, atol=1e-2)
+    assert torch.allclose(taken[1], -expected, atol=1e-2)
+    nearest = take_patch(array[None], places, "nearest")[0]
+    assert torch.equal(nearest, torch.from_numpy(array[tuple(places.round().long().unbind(-1))]))
+    outside = torch.tensor([20.0, 3.0, -9.0]).expand(2, 2, 2, 3)
+    assert torch.equal(take_patch(array[None], outside, "bilinear"), torch.zeros(1, 2, 2, 2))
 
 
-def test_a_ball_stays_a_ball_of_its_size_on_long_voxels():
-    size, spacing_mm = (25, 25, 13), (1.0, 1.0, 2.0)
-    shape = region_size(TURNED, size, spacing_mm)
-    radius = place(shape, spacing_mm).norm(dim=0, keepdim=True)
-    for seed in range(10):
-        turned, _ = deform(TURNED, radius, radius, seed, size, spacing_mm)
-        expected = place(size, spacing_mm).norm(dim=0, keepdim=True)
-        inside = expected < 11
-        # linear interpolation of a distance errs most beside its kink in the middle
-        assert (turned - expected)[inside].abs().max() < 0.6
+def test_nothing_is_drawn_where_nothing_moves():
+    assert Deformation(STILL, SIZE, ONE_MM).draw(np.random.default_rng(0)) is None
+
+
+@pytest.mark.parametrize("spacing_mm", [ONE_MM, (1.0, 1.5, 2.0)])
+def test_a_rotation_keeps_every_distance_in_mm(spacing_mm):
+    for seed in range(5):
+        turned_mm = draw(TURNED, seed, SIZE, spacing_mm) * torch.tensor(spacing_mm)
+        still_mm = resting(SIZE, spacing_mm)
+        assert torch.allclose(turned_mm.norm(dim=-1), still_mm.norm(dim=-1), atol=1e-4)
+        corners_mm = turned_mm[::9, ::11, ::13].reshape(-1, 3)
+        still_corners_mm = still_mm[::9, ::11, ::13].reshape(-1, 3)
+        assert torch.allclose(
+            torch.cdist(corners_mm, corners_mm), torch.cdist(still_corners_mm, still_corners_mm), atol=1e-3
+        )
+        assert (turned_mm - still_mm).abs().max() > 1
+
+
+def test_zooms_lie_in_their_range_axis_by_axis():
+    config = STILL.model_copy(update={"spatial_probability": 1.0, "scale": (0.5, 2.0)})
+    still = resting()
+    found = torch.stack([draw(config, seed)[-1, -1, -1] / still[-1, -1, -1] for seed in range(200)])
+    # zooming in by 2 takes the patch from half the way
+    assert found.min() >= 0.5
+    assert found.max() <= 2
+    assert (found.amax(0) > 1.8).all()
+    assert (found.amin(0) < 0.6).all()
 
 
 def test_places_move_no_further_than_asked_and_smoothly():
-    shape = region_size(ELASTIC, SIZE)
-    places = place(shape)
     for seed in range(10):
-        moved, _ = deform(ELASTIC, places, places[:1], seed)
-        shift = moved - place(SIZE)
-        assert 0.3 < shift.abs().max() <= 3 + 1e-4
+        places = draw(ELASTIC, seed)
+        assert 0.3 < (places - resting()).abs().max() <= 3 + 1e-4
         # neighbouring voxels never change their order: nothing folds
-        assert all((moved[axis].diff(dim=axis) > 0).all() for axis in range(3))
+        assert all((places[..., axis].diff(dim=axis) > 0).all() for axis in range(3))
 
 
-def test_thick_slices_stay_in_their_planes():
-    spacing_mm = (1.0, 1.0, 6.0)
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 6.0), (1.0, 2.0, 5.0)])
+def test_thick_slices_stay_in_their_planes(spacing_mm):
     config = ELASTIC.model_copy(
         update={"spatial_probability": 1.0, "rotation_degrees": 45.0, "scale": (0.7, 1.4)}
     )
-    shape = region_size(config, SIZE, spacing_mm)
-    assert shape[2] == SIZE[2]
-    places = place(shape, spacing_mm)
-    moved, _ = deform(config, places, places[:1], 0, SIZE, spacing_mm)
-    expected = place(SIZE, spacing_mm)
-    assert torch.allclose(moved[2], expected[2], atol=1e-4)
-    assert (moved[0] - expected[0]).abs().max() > 1
+    shift = draw(config, 0, SIZE, spacing_mm) - resting()
+    assert torch.allclose(shift[..., 2], torch.zeros(SIZE), atol=1e-4)
+    assert shift[..., :2].abs().amax(dim=(0, 1, 2)).min() > 1
 
 
-@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 1.5, 2.0)])
-@pytest.mark.parametrize("degrees", [0.0, 10.0, 30.0, 90.0])
-@pytest.mark.parametrize("smallest", [0.7, 1.0])
-def test_the_region_covers_a_patch_turned_about_any_axis(degrees, smallest, spacing_mm):
-    config = AugmentationConfig(rotation_degrees=degrees, scale=(smallest, 1.2))
-    shape = region_size(config, SIZE, spacing_mm)
-    half_region = [length * mm / 2 for length, mm in zip(shape, spacing_mm, strict=True)]
-    angle = math.radians(degrees)
-    for axis, signs in itertools.product(range(3), itertools.product((-1, 1), repeat=3)):
-        corner = [
-            sign * length * mm / 2 / smallest
-            for sign, length, mm in zip(signs, SIZE, spacing_mm, strict=True)
-        ]
-        a, b = (axis + 1) % 3, (axis + 2) % 3
-        turned = list(corner)
-        turned[a] = math.cos(angle) * corner[a] - math.sin(angle) * corner[b]
-        turned[b] = math.sin(angle) * corner[a] + math.cos(angle) * corner[b]
-        assert all(abs(place) <= half + 1e-6 for place, half in zip(turned, half_region, strict=True))
+def test_no_more_is_read_than_the_places_need():
+    class Watched(np.ndarray):
+        """Counts the voxels that are taken out of it."""
 
+        taken = 0
 
-def test_the_region_keeps_the_centre_on_the_lattice():
-    sizes = region_size(AugmentationConfig(), SIZE)
-    assert [(region - size) % 2 for region, size in zip(sizes, SIZE, strict=True)] == [0, 0, 0]
-    assert region_size(STILL, SIZE) == SIZE
-    assert region_size(None, SIZE) == SIZE
+        def __getitem__(self, key):
+            found = super().__getitem__(key)
+            Watched.taken += found.size
+            return found
 
-
-def test_a_displacement_enlarges_the_region_by_its_length():
-    assert region_size(ELASTIC, SIZE) == (16, 18, 20)
-    assert region_size(ELASTIC, SIZE, (1.0, 1.0, 6.0)) == (16, 18, 14)
+    array = np.zeros((1, 200, 200, 200), np.uint8).view(Watched)
+    take_patch(array, draw(MOVED) + 100, "bilinear")
+    furthest = math.dist((0, 0, 0), [n / 2 for n in SIZE]) / 0.8
+    assert 0 < Watched.taken < (2 * furthest + 2) ** 3

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg_brn.cases.cache import PreparedCase, sample_foreground
-from medseg_brn.patches.sampling import cut_region, draw_voxel, group_by_class, place_patch
+from medseg_brn.patches.sampling import cut_box, draw_voxel, group_by_class, place_patch
 
 IGNORED = 3
 
@@ -35,12 +35,18 @@ def make_label_map(**voxels: tuple[int, int, int]) -> np.ndarray:
     return label_map
 
 
+def cut_patch(array: np.ndarray, start: tuple[int, ...], size: tuple[int, ...]) -> np.ndarray:
+    return cut_box(array, start, [first + length for first, length in zip(start, size, strict=True)])
+
+
 def test_a_region_is_cut_where_asked_and_zero_outside():
     array = np.arange(1, 6, dtype=np.float32).reshape(1, 5, 1, 1)
-    assert cut_region(array, (2, 0, 0), (4, 1, 1)).ravel().tolist() == [1, 2, 3, 4]
-    assert cut_region(array, (0, 0, 0), (4, 1, 1)).ravel().tolist() == [0, 0, 1, 2]
-    assert cut_region(array, (4, 0, 0), (3, 1, 1)).ravel().tolist() == [4, 5, 0]
-    assert cut_region(array, (2, 0, 0), (9, 1, 1)).ravel().tolist() == [0, 0, 1, 2, 3, 4, 5, 0, 0]
+    assert cut_box(array, (0, 0, 0), (4, 1, 1)).ravel().tolist() == [1, 2, 3, 4]
+    assert cut_box(array, (-2, 0, 0), (2, 1, 1)).ravel().tolist() == [0, 0, 1, 2]
+    assert cut_box(array, (3, 0, 0), (6, 1, 1)).ravel().tolist() == [4, 5, 0]
+    assert cut_box(array, (-2, 0, 0), (7, 1, 1)).ravel().tolist() == [0, 0, 1, 2, 3, 4, 5, 0, 0]
+    assert cut_box(array, (7, 0, 0), (9, 1, 1)).ravel().tolist() == [0, 0]
+    assert cut_box(array, (-9, 0, 0), (-7, 1, 1)).ravel().tolist() == [0, 0]
 
 
 @given(
@@ -51,7 +57,7 @@ def test_a_region_is_cut_where_asked_and_zero_outside():
 def test_a_patch_lies_inside_wherever_the_volume_is_long_enough(shape, size, seed):
     rng = np.random.default_rng(seed)
     wanted = rng.integers(np.asarray(shape))
-    inside = cut_region(np.ones((1, *shape)), place_patch(wanted, shape, size, rng), size)
+    inside = cut_patch(np.ones((1, *shape)), place_patch(wanted, shape, size, rng), size)
     assert inside.sum() == np.prod(np.minimum(shape, size))
 
 
@@ -60,15 +66,15 @@ def test_a_patch_holds_the_voxel_it_was_placed_for(shape, size, data):
     wanted = tuple(data.draw(st.integers(0, length - 1)) for length in shape)
     marked = np.zeros((1, *shape))
     marked[(0, *wanted)] = 1
-    centre = place_patch(wanted, shape, size, np.random.default_rng(0))
-    assert cut_region(marked, centre, size).sum() == 1
+    start = place_patch(wanted, shape, size, np.random.default_rng(0))
+    assert cut_patch(marked, start, size).sum() == 1
 
 
 def test_a_volume_shorter_than_the_patch_lies_everywhere_in_it():
     rng = np.random.default_rng(0)
     array = np.ones((1, 2, 1, 1))
     first = [
-        int(cut_region(array, place_patch((0, 0, 0), (2, 1, 1), (5, 1, 1), rng), (5, 1, 1)).argmax())
+        int(cut_patch(array, place_patch((0, 0, 0), (2, 1, 1), (5, 1, 1), rng), (5, 1, 1)).argmax())
         for _ in range(400)
     ]
     assert set(first) == {0, 1, 2, 3}
