@@ -44,7 +44,7 @@ def main() -> None:
         run_on(options, 0, medseg("plan", options.dataset, "-o", plan, "--time", f"{options.minutes:g}m"))
     dataset = read_dataset(options.dataset)
     experiment = load_experiment(plan, [f"dataset.fold={options.fold}"])
-    training, held_out = split_dataset(dataset, experiment)
+    training, held_out = split_dataset(dataset, experiment, options.output / "data", lambda *_: None)
     names = [case.name for case in held_out]
     prepare_nnunet(options, dataset, [case.name for case in training], names)
     train_side_by_side(options, plan)
