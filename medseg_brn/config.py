@@ -71,7 +71,9 @@ class AugmentationConfig(Section):
     flip_axes: Annotated[tuple[Axis, ...], AfterValidator(_refuse_repeats)] = ()
     """Axes mirrored with probability one half; leave out an axis that tells left from right."""
     mirrored_classes: tuple[tuple[str, str], ...] = ()
-    """Pairs of classes, a left and a right one, that change places where axis 0 is mirrored."""
+    """Pairs of classes, a left and a right one, that change places where axis 0 is mirrored; 0 must be among
+    `flip_axes`. In a dataset of regions a class is called as the region of its value alone, or else
+    `label <value>`; `medseg-brn check` lists them."""
     elastic_mm: NonNegativeFloat = 0.0
     """Largest displacement of a smooth random deformation; 0 deforms nothing."""
     elastic_probability: Fraction = 0.2
@@ -92,6 +94,16 @@ class AugmentationConfig(Section):
     """Largest factor by which a patch is coarsened and brought back; 1 coarsens nothing."""
     intensity_probability: Fraction = 0.2
     """Share of patches that each intensity change is applied to."""
+
+    @model_validator(mode="after")
+    def _mirrored_classes_have_their_axis(self) -> Self:
+        if self.mirrored_classes and 0 not in self.flip_axes:
+            raise ValueError(
+                f"mirrored_classes {self.mirrored_classes} change places where axis 0 is mirrored, and "
+                f"flip_axes {self.flip_axes} does not have it; add 0 to flip_axes, or leave mirrored_classes "
+                "out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> Self:
@@ -185,7 +197,8 @@ class TrainingConfig(Section):
     gradient_clip: PositiveFloat | None = 12.0
     """Largest gradient norm; null does not clip."""
     class_weights: dict[str, PositiveFloat] = {}
-    """How much a class or region counts in the loss, by name; 1 for those that are not named."""
+    """How much a class counts in the loss, by name; 1 for those that are not named. In a dataset of regions
+    the names are those of the regions."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = 0.995
@@ -229,7 +242,8 @@ class InferenceConfig(Section):
     """Blocks of air (CT) or of zeros more than a block from anything else are background; what only they
     need is not computed."""
     postprocessing: dict[str, PostprocessingConfig] = {}
-    """What is done to structures of the label map, by class name."""
+    """What is done to structures of the label map, by the name of a class, or, where there are regions, of a
+    region."""
 
 
 class Experiment(Section):

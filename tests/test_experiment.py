@@ -133,3 +133,10 @@ def test_any_mapping_is_an_experiment_or_a_config_error(tmp_path_factory, option
         assert isinstance(load_experiment(path), Experiment)
     except ConfigError as error:
         assert str(path) in str(error)
+
+
+def test_mirrored_classes_are_for_a_mirrored_axis_0(write_config):
+    text = "patches: {{augmentation: {{flip_axes: {}, mirrored_classes: [[left, right]]}}}}"
+    with pytest.raises(ConfigError, match="flip_axes \\(1,\\) does not have it; add 0 to flip_axes"):
+        load_experiment(write_config(text.format("[1]")))
+    load_experiment(write_config(text.format("[1, 0]")))

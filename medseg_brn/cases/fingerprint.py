@@ -212,12 +212,11 @@ def compute_fingerprint(
             f"None of the {len(cases)} cases of {dataset.name!r} has a foreground voxel, so there is nothing "
             f"to learn; see that the label maps hold the values {dataset.label_values[1:]}."
         )
-    spacing_x, spacing_y, spacing_z = np.median([case.spacing_mm for case in facts], axis=0).round(6).tolist()
     size_x, size_y, size_z = np.median([case.shape for case in facts], axis=0).round().astype(int).tolist()
     class_voxels = np.array([case.class_voxels for case in facts]).sum(axis=0)
     return Fingerprint(
         num_cases=len(cases),
-        spacing_mm=(spacing_x, spacing_y, spacing_z),
+        spacing_mm=compute_median_spacing_mm([case.spacing_mm for case in facts]),
         shape=(size_x, size_y, size_z),
         channels=tuple(
             _describe_channel(*channel)
@@ -226,6 +225,12 @@ def compute_fingerprint(
         class_voxels=dict(zip(dataset.class_names, class_voxels.tolist(), strict=True)),
         cases=tuple(sorted(facts, key=lambda case: case.name)),
     )
+
+
+def compute_median_spacing_mm(spacings_mm: Sequence[Triple]) -> Triple:
+    """Median voxel size per axis, in whole millionths of a mm."""
+    x, y, z = np.median(spacings_mm, axis=0).round(6).tolist()
+    return x, y, z
 
 
 def _measure_case(case: Case, dataset: Dataset, contents: bool) -> tuple[CaseFacts, np.ndarray]:

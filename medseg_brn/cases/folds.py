@@ -43,11 +43,13 @@ def split_folds(
     Raises:
         DataError: two cases share a name, or there are fewer patients than folds.
     """
-    patients = _group_by_patient(cases)
+    patients = group_by_patient(cases)
     if not 2 <= folds <= len(patients):
+        count = f"{len(patients)} patient{'s' * (len(patients) != 1)} ({len(cases)} cases)"
+        remedy = f"set dataset.folds between 2 and {len(patients)}" if len(patients) > 1 else "add patients"
         raise DataError(
-            f"{len(patients)} patients ({len(cases)} cases) cannot be split into {folds} folds; set "
-            f"dataset.folds between 2 and {len(patients)}, or dataset.fold to null to train on every case."
+            f"{count} cannot be split into {folds} folds; {remedy}, or set dataset.fold to null to train on "
+            "every case."
         )
     rng = np.random.default_rng(seed)
     sites = _group_by_site(patients)
@@ -62,7 +64,7 @@ def split_folds(
     return [[case for index in fold for case in patients[index]] for fold in chosen]
 
 
-def _group_by_patient(cases: Sequence[Case]) -> list[list[Case]]:
+def group_by_patient(cases: Sequence[Case]) -> list[list[Case]]:
     """Returns the patients' cases, both ordered by case name. A case without a patient is one by itself."""
     patients: dict[tuple[str, str], list[Case]] = defaultdict(list)
     previous = None

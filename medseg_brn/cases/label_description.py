@@ -15,7 +15,7 @@ Each region is learnt by itself. Where a label map is written, the voxels of the
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 
 from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.errors import DataError
@@ -35,6 +35,21 @@ class Structures:
 
     label_values: Mapping[str, tuple[int, ...]]
     ignore_value: int | None = None
+
+
+@dataclass(frozen=True)
+class RegionValues:
+    """A region as a description has it, in values of label maps.
+
+    Attributes:
+        name: what it is called.
+        label_values: that belong to it.
+        written_value: what its voxels get in a label map, unless a later region covers them too.
+    """
+
+    name: str
+    label_values: tuple[int, ...]
+    written_value: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,18 @@ class Labels:
             for name, classes in self.targets.structures.items()
         }
         return Structures(values, self.ignore_value)
+
+    @property
+    def region_values(self) -> tuple[RegionValues, ...]:
+        """The regions in label values, in the order in which they are written; none where there are none."""
+        return tuple(
+            RegionValues(
+                region.name,
+                tuple(self.label_values[index] for index in region.classes),
+                self.label_values[region.written_class],
+            )
+            for region in self.regions
+        )
 
 
 def parse_labels(labels: object, place: str, regions_class_order: object = None) -> Labels:
@@ -183,23 +210,45 @@ def _make_regions(
     structures: Mapping[str, tuple[int, ...]], label_values: Sequence[int], order: object, place: str
 ) -> tuple[Region, ...]:
     written = _check_order(structures, order, place)
-    for (name, values), (later, later_values) in combinations(structures.items(), 2):
-        if values == later_values:
-            raise DataError(
-                f"{place}: the regions {name!r} and {later!r} have the same values {list(values)}; take one "
-                "of them out."
-            )
-        if set(values) < set(later_values) and written[later] not in values:
-            raise DataError(
-                f"{place}: the region {later!r} stands after {name!r}, which it contains, and so would "
-                f"overwrite all of it with {written[later]}; list {later!r} before {name!r}, in "
-                '"regions_class_order" too.'
-            )
+    problem = find_unreadable(
+        [RegionValues(name, values, written[name]) for name, values in structures.items()]
+    )
+    if problem is not None:
+        raise DataError(f"{place}: {problem}.")
     class_of = {value: index for index, value in enumerate(label_values, 1)}
     return tuple(
         Region(name, tuple(class_of[value] for value in values), class_of[written[name]])
         for name, values in structures.items()
     )
+
+
+def find_unreadable(regions: Sequence[RegionValues]) -> str | None:
+    """Returns why regions, once they are written, could not be read back from the label map, or None.
+
+    Two regions have the same values; a region is written after one that lies inside it, and overwrites it; or
+    a region is written with a value of another one that does not contain it, as which it would be read.
+    """
+    for one, later in combinations(regions, 2):
+        if set(one.label_values) == set(later.label_values):
+            return (
+                f"the regions {one.name!r} and {later.name!r} have the same values "
+                f"{sorted(one.label_values)}; take one of them out"
+            )
+        if set(one.label_values) < set(later.label_values):
+            return (
+                f"the region {later.name!r} stands after {one.name!r}, which it contains, and so would "
+                f"overwrite all of it with {later.written_value}; list {later.name!r} before {one.name!r}, "
+                'in "regions_class_order" too'
+            )
+    for one, other in permutations(regions, 2):
+        if one.written_value in other.label_values and not set(one.label_values) <= set(other.label_values):
+            return (
+                f"the region {one.name!r} is written as {one.written_value}, which belongs to {other.name!r} "
+                f"{list(other.label_values)} too, so that all of {one.name!r} {list(one.label_values)} would "
+                f"be read as {other.name!r}; write {one.name!r} with a value that {other.name!r} does not "
+                "have"
+            )
+    return None
 
 
 def _check_order(structures: Mapping[str, tuple[int, ...]], order: object, place: str) -> dict[str, int]:

@@ -63,6 +63,17 @@ class Targets:
             return {region.name: region.classes for region in self.regions}
         return {name: (index,) for index, name in enumerate(self.class_names[1:], 1)}
 
+    def members(self) -> np.ndarray:
+        """Which classes each channel of the logits stands for: (num_outputs, classes) bool.
+
+        The last of the classes is the ignore class, which belongs to no channel, where there is one.
+        """
+        covered = [region.classes for region in self.regions] or [(k,) for k in range(self.num_classes)]
+        table = np.zeros((len(covered), max(self.num_classes, 1 + (self.ignore_class or 0))), np.bool_)
+        for channel, classes in enumerate(covered):
+            table[channel, list(classes)] = True
+        return table
+
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """Classes (…) of the network's scores (K, …), whatever their other axes.
 

@@ -74,14 +74,7 @@ def _as_dict(dataset: "Dataset", inspection: "Inspection") -> dict[str, Any]:
         "cases": len(dataset.cases),
         "labelled_cases": len(dataset.labelled_cases),
         "classes": dict(zip(dataset.class_names, dataset.label_values, strict=True)),
-        "regions": [
-            {
-                "name": region.name,
-                "label_values": [dataset.label_values[index] for index in region.classes],
-                "written_value": dataset.label_values[region.written_class],
-            }
-            for region in dataset.regions
-        ],
+        "regions": [asdict(region) for region in dataset.labels.region_values],
         "ignore_value": dataset.ignore_value,
         "modalities": list(dataset.modalities),
         "spacing_mm": _range([one.spacing_mm for one in inspection.cases if one.spacing_mm]),

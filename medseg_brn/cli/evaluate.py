@@ -44,7 +44,8 @@ def evaluate(
     A class in neither map of a case has no Dice and is left out of the means; a class in one map only
     has Dice 0 and no distance, and is counted as missed or as a false alarm. Where dataset.json describes
     regions, these are evaluated and not the single values; where it has an ignore label, voxels with that
-    label in the reference count in no figure.
+    label in the reference count in no figure. Where they are cut off, the cut counts as a surface in HD95
+    and the other distances.
     """
     from functools import partial
 

@@ -127,9 +127,10 @@ def choose(
     `medseg-brn infer chosen scans/ -o label_maps/`
 
     Every case is segmented by models that have not seen it, and configurations are compared case by case. The
-    simplest is taken of those that cannot be told from the best: fewer networks, then smaller ones.
-    FOLDER/choice.html and choice.json say how they compare; the post-processing is decided anew for the one
-    chosen. The runs must have the same cases in the same folds.
+    simplest is taken of those that are shown to be as good as the best, mean Dice being lower by 0.01 at
+    most: fewer networks, then smaller ones. FOLDER/choice.html and choice.json say how they compare; the
+    post-processing is decided anew for the one chosen. The runs must have the same cases in the same folds,
+    and FOLDER must lie outside them.
     """
     from medseg_brn.cli.progress import StageDisplay
     from medseg_brn.cross_validation.choice import choose_model

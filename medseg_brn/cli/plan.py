@@ -20,7 +20,11 @@ def plan(
     ],
     memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory that the run may take, as 8GB; else most of what is free."),
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that the training process may take (on a GPU: of the GPU), as 8GB; else most of "
+            "what is free.",
+        ),
     ] = None,
     time: Annotated[
         str, typer.Option(metavar="DURATION", help="Time that the run may take, as 30m, 2h, 1h30m.")
@@ -44,16 +48,16 @@ def plan(
     `medseg-brn plan Task04_Hippocampus -o hippocampus.yaml --time 30m`
 
     Reads every case once, searches for a network and a patch size within the budgets, and tries them: a few
-    real steps tell the time and the memory that training will take. Beside CONFIG.yaml stand CONFIG.json (the
-    numbers) and CONFIG.html (pictures of the dataset, and the choices). Then:
+    real steps tell the time and the memory that training will take. Beside CONFIG.yaml stand CONFIG.plan.json
+    (the numbers) and CONFIG.plan.html (pictures of the dataset, and the choices). Then:
     `medseg-brn train CONFIG.yaml -o RUN`
     """
     import tempfile
 
     from medseg_brn.cli.progress import StageDisplay
     from medseg_brn.inference.machine import parse_memory
-    from medseg_brn.planning.planner import Request, make_plan
-    from medseg_brn.planning.requests import parse_duration
+    from medseg_brn.planning.planner import make_plan
+    from medseg_brn.planning.requests import Request, parse_duration
     from medseg_brn.planning.writing import check_outputs, write_plan
 
     check_outputs(output, force)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medseg_brn.cases.targets import Targets
 from medseg_brn.comparison.config import ProbesConfig
 from medseg_brn.comparison.grid import PlannedRun
 from medseg_brn.comparison.results import RunResult, Status
@@ -31,12 +32,12 @@ from medseg_brn.patches.stream import PatchStream, load_batches
 from medseg_brn.probes.curves import spike_fraction
 from medseg_brn.probes.examination import Examination, probe
 from medseg_brn.probes.leakage import measure_leakage
-from medseg_brn.probes.tiles import TileMismatch, tile_mismatch
+from medseg_brn.probes.tiles import tile_mismatch
 from medseg_brn.probes.watching import EVERY_LAYER
 from medseg_brn.reports.evaluation_blocks import mean_dice
 from medseg_brn.reports.run_record import tabulate_metrics
 from medseg_brn.training.data import TrainingData, prepare_training_data
-from medseg_brn.training.losses import make_loss
+from medseg_brn.training.losses import make_loss_of
 from medseg_brn.training.recording import read_samples
 from medseg_brn.training.run import train_run
 from medseg_brn.volumes.atomic import atomic_path, write_text_atomic
@@ -147,7 +148,8 @@ def examine_run(
         network,
         load_batches(stream, EXAMINED_FROM, EXAMINED_FROM + probes.patches, 1),
         batch_size=training.batch_size,
-        loss=make_loss(data.dataset.targets),
+        loss=make_loss_of(experiment, data.dataset.targets),
+        targets=data.dataset.targets,
         patches=probes.patches,
         seed=experiment.seed,
     )
@@ -163,15 +165,16 @@ def compare_tiles(
     network, _ = load_network(run_folder)
     device = choose_device(experiment.training.device)
     network.to(device)
-    tile_size = probes.tile_size or experiment.patches.size
+    tile_size, targets = probes.tile_size or experiment.patches.size, data.dataset.targets
     found = []
     for case in data.validation[: probes.volumes]:
         image = cut_middle(np.asarray(case.image()), [2 * size for size in tile_size])
         volume = torch.from_numpy(np.array(image))[None].to(device)
-        mismatch = tile_mismatch(network, volume, tile_size, multiple=network.strides_total)
+        mismatch = tile_mismatch(network, volume, tile_size, multiple=network.strides_total, targets=targets)
         found.append(mismatch.mean)
         if len(found) == 1:
-            _keep_seams(run_folder / "seams.npz", volume[0, 0], mismatch, tile_size)
+            full, tiled = (find_foreground(one, targets) for one in (mismatch.full, mismatch.tiled))
+            _keep_seams(run_folder / "seams.npz", volume[0, 0], full, tiled, tile_size)
     return math.fsum(found) / len(found) if found else None
 
 
@@ -182,9 +185,16 @@ def cut_middle(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return image[:, *box]
 
 
-def _keep_seams(path: Path, image: Tensor, mismatch: TileMismatch, tile_size: Size3) -> None:
-    """The axial slice with the most foreground; arrays (X, Y)."""
-    full, tiled = 1 - mismatch.full[0], 1 - mismatch.tiled[0]
+def find_foreground(probabilities: Tensor, targets: Targets) -> Tensor:
+    """Probability (X, Y, Z) of any structure, of (K, X, Y, Z): all but background, or the likeliest region.
+
+    Of regions that lie inside each other, as they mostly do, the likeliest is the outermost.
+    """
+    return probabilities.amax(0) if targets.regions else 1 - probabilities[0]
+
+
+def _keep_seams(path: Path, image: Tensor, full: Tensor, tiled: Tensor, tile_size: Size3) -> None:
+    """The axial slice with the most foreground; all volumes (X, Y, Z), arrays (X, Y)."""
     z = int(full.sum((0, 1)).argmax())
     slices = {"image": image[..., z], "full": full[..., z], "tiled": tiled[..., z]}
     arrays = {name: values.float().cpu().numpy() for name, values in slices.items()}

@@ -9,33 +9,36 @@ RUN/cross_validation.yaml        what was asked for, the voxel size resolved
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from medseg_brn.cases.dataset import Dataset
+from medseg_brn.cases.fingerprint import compute_median_spacing_mm
 from medseg_brn.config import Experiment
 from medseg_brn.cross_validation.final import Final, write_final_model
-from medseg_brn.cross_validation.fold import Fold, FoldResult, do_fold
+from medseg_brn.cross_validation.fold import DONE_NAME, Fold, FoldResult, do_fold
 from medseg_brn.cross_validation.out_of_fold import collect_cases
-from medseg_brn.cross_validation.summary import write_summary
+from medseg_brn.cross_validation.summary import SUMMARY_NAME, write_summary
 from medseg_brn.cross_validation.watching import watch_folds
-from medseg_brn.errors import ConfigError
+from medseg_brn.errors import ConfigError, MedsegError
 from medseg_brn.experiment import dump_experiment, load_experiment
 from medseg_brn.inference.machine import core_count
 from medseg_brn.inference.precision import choose_device, has_native_bf16
 from medseg_brn.inference.side_by_side import Backend, do_side_by_side
-from medseg_brn.reports.cross_validation_report import write_cross_validation_report
+from medseg_brn.reports.cross_validation_report import REPORT_NAME, write_cross_validation_report
 from medseg_brn.training.data import Progress, open_dataset, prepare_training_data, survey_dataset
 from medseg_brn.training.folder import MAY_CHANGE, list_differences
 from medseg_brn.training.state import check_network
 from medseg_brn.volumes.atomic import write_text_atomic
 
 CONFIG_NAME = "cross_validation.yaml"
+LEARNT_WITH = ("training.learning_rate", "training.gradient_clip")
+"""Options that a run may change on its way, and a finished one cannot have had."""
 KILLED = (
     "the process was killed, probably for want of memory; go on with --resume and fewer --processes, and "
     "the folds that are done are kept"
@@ -71,11 +74,11 @@ def run_cross_validation(
 
     Returns:
         The folds' results in order, and that of the last training with `final="single"`. Where one failed,
-        summary and report are of the others, and there is no model.
+        summary and report are of the others, and there is no model, nor one of an earlier call.
 
     Raises:
-        ConfigError: the options are not valid, or the folder holds something else or, without `resume`, a
-            cross-validation.
+        ConfigError: the options are not valid, or not those that the cross-validation can go on with; or the
+            folder holds something else or, without `resume`, a cross-validation.
         DataError: the dataset is not what it must be.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -86,24 +89,28 @@ def run_cross_validation(
     device = choose_device(experiment.training.device)
     check_network(experiment, device)
     _check_folder(folder, resume)
+    experiment = _continue(experiment, folder)
     data_folder = folder.absolute() / "data"
     dataset = open_dataset(experiment, data_folder, progress)
     resolved = _resolve(experiment, dataset, data_folder, device, progress)
-    _open_folder(resolved, folder)
+    write_text_atomic(folder / CONFIG_NAME, dump_experiment(resolved))
     folds = [
         _make_fold(resolved, number, folder.absolute(), data_folder)
         for number in range(resolved.dataset.folds)
     ]
-    for fold in folds:
-        _prepare(fold, progress)
     results = _do_folds(folds, processes, device, backend, progress, on_fold)
     failed = any(result.error for result in results)
     if final == "single" and not failed:
         last = _make_fold(resolved, None, folder.absolute(), data_folder)
         results += _do_folds([last], 1, device, backend, progress, on_fold)
         failed = results[-1].error is not None
+    if failed:  # what an earlier call made is not of these folds
+        shutil.rmtree(folder / "model", ignore_errors=True)
     finished = [fold for fold, result in zip(folds, results, strict=False) if result.error is None]
-    if finished:
+    if not finished:
+        for name in (SUMMARY_NAME, REPORT_NAME):
+            (folder / name).unlink(missing_ok=True)
+    else:
         cases = collect_cases(finished, dataset, folder / "out_of_fold")
         summary = write_summary(folder, resolved, dataset, folds, results, cases, final, progress)
         if not failed:
@@ -124,10 +131,13 @@ def _do_folds(
 ) -> list[FoldResult]:
     """The folds' results, in their order; those that are done are not done again."""
     results = {fold.name: FoldResult(fold.name) for fold in folds if fold.is_done}
-    waiting = [fold for fold in folds if fold.name not in results]
     for fold in folds:
-        if fold.name in results:
+        if fold.is_done:
             progress(fold.name, fold.experiment.training.steps, fold.experiment.training.steps)
+        elif (error := _prepare(fold, progress)) is not None:
+            results[fold.name] = FoldResult(fold.name, error)
+            on_fold(results[fold.name], len(results), len(folds))
+    waiting = [fold for fold in folds if fold.name not in results]
     with watch_folds(waiting, progress):
         for result in _train(waiting, processes or _count_places(device, backend), device, backend):
             results[result.name] = result
@@ -169,17 +179,19 @@ def _make_fold(experiment: Experiment, number: int | None, folder: Path, data_fo
     return Fold(own, folder / ("all" if number is None else f"fold_{number}"), data_folder)
 
 
-def _prepare(fold: Fold, progress: Progress) -> None:
-    """Prepare a fold's cases, before processes would do it several times over."""
-    if fold.is_done:
-        return
-    prepare_training_data(
-        fold.experiment,
-        fold.data_folder / fold.name,
-        lambda stage, done, total: progress(f"{fold.name}: {stage}", done, total),
-        core_count(),
-        fold.data_folder,
-    )
+def _prepare(fold: Fold, progress: Progress) -> str | None:
+    """Prepare a fold's cases, before processes would do it several times over; return why that failed."""
+    try:
+        prepare_training_data(
+            fold.experiment,
+            fold.data_folder / fold.name,
+            lambda stage, done, total: progress(f"{fold.name}: {stage}", done, total),
+            core_count(),
+            fold.data_folder,
+        )
+    except MedsegError as error:
+        return str(error)
+    return None
 
 
 def _resolve(
@@ -189,8 +201,8 @@ def _resolve(
     preprocessing, training = experiment.preprocessing, experiment.training
     if preprocessing.spacing_mm is None:
         facts = survey_dataset(dataset, data_folder, progress, core_count())
-        x, y, z = np.median([found.spacing_mm for found in facts.values()], axis=0).round(6).tolist()
-        preprocessing = preprocessing.model_copy(update={"spacing_mm": (x, y, z)})
+        spacing_mm = compute_median_spacing_mm([found.spacing_mm for found in facts.values()])
+        preprocessing = preprocessing.model_copy(update={"spacing_mm": spacing_mm})
     if training.precision == "auto":
         # by what the machine has: each fold would try for itself which is faster, and they might disagree
         native = "bf16" if has_native_bf16(device) else "fp32"
@@ -221,18 +233,39 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise ConfigError(f"{folder} is not empty and holds no cross-validation; name a new folder")
 
 
-def _open_folder(experiment: Experiment, folder: Path) -> None:
-    """Write what is to be done, or check that it is what the cross-validation began with."""
+def _continue(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with what was resolved when its cross-validation began, where there is one.
+
+    Raises:
+        ConfigError: an option differs that what is done already cannot have any more.
+    """
     path = folder / CONFIG_NAME
-    if path.is_file():
-        changed = [
-            f"{key} ({change})"
-            for key, change in list_differences(load_experiment(path), experiment).items()
-            if not key.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            raise ConfigError(
-                f"The cross-validation of {folder} cannot go on with other options: {', '.join(changed)}. "
-                "Use the options it was started with, or another folder"
-            )
-    write_text_atomic(path, dump_experiment(experiment))
+    if not path.is_file():
+        return experiment
+    before = load_experiment(path)
+    spacing_mm = experiment.preprocessing.spacing_mm or before.preprocessing.spacing_mm
+    precision = experiment.training.precision
+    if precision == "auto":
+        precision = before.training.precision
+    now = experiment.model_copy(
+        update={
+            "preprocessing": experiment.preprocessing.model_copy(update={"spacing_mm": spacing_mm}),
+            "training": experiment.training.model_copy(update={"precision": precision}),
+            "dataset": experiment.dataset.model_copy(update={"fold": None}),
+        }
+    )
+    done = sorted(mark.parent.name for mark in folder.glob(f"*/{DONE_NAME}"))
+    changed = []
+    for key, change in list_differences(before, now).items():
+        if not key.startswith(MAY_CHANGE):
+            changed.append(f"{key} ({change})")
+        elif done and key in LEARNT_WITH:
+            changed.append(f"{key} ({change}; {', '.join(done)} learnt with the former value)")
+        elif key == "training.steps" and now.training.steps < before.training.steps:
+            changed.append(f"{key} ({change}; it can be raised, not lowered)")
+    if changed:
+        raise ConfigError(
+            f"The cross-validation of {folder} cannot go on with other options: {', '.join(changed)}. "
+            "Use the options it was started with, or another folder"
+        )
+    return now

@@ -21,7 +21,16 @@ EXPECTED = {
         "This model was trained on every case, so nothing is left to evaluate it on. Its expected quality is "
         "the out-of-fold metric of the folds, whose models were trained in the same way on fewer cases."
     ),
+    "pair": (
+        "Out-of-fold metrics are those of two configurations' models, their probabilities averaged, each "
+        "trained without the fold that it is evaluated on. The ensemble of all of them is not evaluated "
+        "itself, having seen every case; it is expected to be as good or better."
+    ),
 }
+OPTIMISTIC = (
+    "The post-processing was chosen on the same cases, so that the metrics with it "
+    "(out_of_fold_postprocessed) are a little better than on new ones."
+)
 
 
 def write_final_model(
@@ -65,12 +74,12 @@ def save_single(folder: Path, source: Path, inference: InferenceConfig, training
 
 def describe_quality(summary: Mapping[str, Any], expected: str) -> dict[str, Any]:
     """What a model's description says of the cross-validation behind it."""
-    chosen = summary["postprocessed"] or summary["summary"]
+    after = summary["postprocessed"]
     return {
         "folds": summary["folds"],
-        "cases": chosen["cases"],
-        "out_of_fold": chosen,
-        "before_postprocessing": summary["summary"] if summary["postprocessed"] else None,
+        "cases": summary["summary"]["cases"],
+        "out_of_fold": summary["summary"],
+        "out_of_fold_postprocessed": after,
         "spread_over_folds": summary["spread_over_folds"],
-        "meaning": expected,
+        "meaning": expected if after is None else f"{expected} {OPTIMISTIC}",
     }

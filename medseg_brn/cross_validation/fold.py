@@ -1,6 +1,8 @@
 """One fold of a cross-validation: an ordinary run, whose folder says when it is done."""
 
 import json
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,9 @@ from medseg_brn.volumes.atomic import write_text_atomic
 
 DONE_NAME = "done.json"
 """Written last into a run folder: the experiment that was done in it."""
+
+TRACEBACK_NAME = "traceback.txt"
+"""Of an error that nobody expected, in the folder of the run that it ended."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,17 @@ def do_fold(fold: Fold) -> FoldResult:
     """
     if fold.is_done:
         return FoldResult(fold.name)
+    path = fold.folder / TRACEBACK_NAME
     try:
+        path.unlink(missing_ok=True)  # of an earlier call
         resume = (fold.folder / "config.yaml").is_file()
         train_run(fold.experiment, fold.folder, resume=resume, data_folder=fold.data_folder)
     except MedsegError as error:
         return FoldResult(fold.name, str(error))
     except Exception as error:
-        return FoldResult(fold.name, f"{type(error).__name__}: {error}")
+        with suppress(MedsegError):  # a full disk may be what went wrong
+            write_text_atomic(path, traceback.format_exc())
+        return FoldResult(fold.name, f"{type(error).__name__}: {error} (the traceback stands in {path})")
     write_text_atomic(fold.folder / DONE_NAME, json.dumps(_without_workers(fold.experiment)) + "\n")
     return FoldResult(fold.name)
 

@@ -11,6 +11,7 @@ from medseg_brn.config import Experiment
 from medseg_brn.cross_validation.out_of_fold import OutOfFoldCase, read_case
 from medseg_brn.cross_validation.summary import evaluate_label_map
 from medseg_brn.evaluation.results import CaseEvaluation
+from medseg_brn.inference.manifest import digest
 from medseg_brn.inference.precision import choose_device, choose_precision
 from medseg_brn.models.description import ModelDescription
 from medseg_brn.models.package import Model, load_network
@@ -34,8 +35,8 @@ def predict_pair(
         cases: of all folds.
         experiment: gives inference settings and device.
         dataset: of the cases.
-        folder: label maps are written here, and `CASE.json` with the evaluation and the models' checksums; a
-            case with the same models and settings is taken from there.
+        folder: label maps are written here, and `CASE.json` with the evaluation and the checksums of models,
+            images and reference; a case with the same ones and the same settings is taken from there.
         on_case: called with (done, total).
 
     Raises:
@@ -51,15 +52,22 @@ def predict_pair(
         }
         model: Model | None = None
         for case in (case for case in cases if case.fold == fold):
-            found = _read_kept(folder / f"{case.case.name}.json", stamp)
+            made_with = stamp | {"contents_sha256": _digest_contents(case)}
+            found = _read_kept(folder / f"{case.case.name}.json", made_with)
             if found is None:
                 model = model or _average(members, experiment)
                 found = _predict(model, case, dataset, folder)
-                kept = {"made_with": stamp, "evaluation": found.as_dict()}
+                kept = {"made_with": made_with, "evaluation": found.as_dict()}
                 write_text_atomic(folder / f"{case.case.name}.json", json.dumps(kept, indent=1) + "\n")
             evaluations[case.case.name] = found
             on_case(len(evaluations), len(cases))
     return tuple(evaluations[case.case.name] for case in cases)
+
+
+def _digest_contents(case: OutOfFoldCase) -> list[str]:
+    """Of the images and the reference."""
+    assert case.case.label_path is not None
+    return [digest(path) for path in (*case.case.image_paths, case.case.label_path)]
 
 
 def _average(members: Sequence[tuple[UNet3d, ModelDescription]], experiment: Experiment) -> Model:

@@ -18,7 +18,7 @@ from medseg_brn.cross_validation.postprocessing import Decision, decide_postproc
 from medseg_brn.evaluation.evaluate import evaluate_case
 from medseg_brn.evaluation.results import CaseEvaluation, Evaluation, bootstrap_dice_interval
 from medseg_brn.inference.machine import core_count
-from medseg_brn.inference.postprocessing import choose_rules, postprocess_label_map
+from medseg_brn.inference.postprocessing import postprocess_label_map
 from medseg_brn.reports.run_record import tabulate_metrics
 from medseg_brn.training.data import Progress
 from medseg_brn.volumes.atomic import write_text_atomic
@@ -74,6 +74,8 @@ def write_summary(
         "postprocessing": decision.as_dict(),
         "postprocessed": evaluate_postprocessed(cases, dataset, decision, evaluation, progress),
     }
+    last = results[len(folds) :]
+    summary["final_run"] = {"status": last[0].status, "error": last[0].error} if last else None
     summary["spread_over_folds"] = _describe_spread(summary["per_fold"])
     write_text_atomic(folder / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
     return summary
@@ -126,9 +128,7 @@ def _evaluate_postprocessed(
     assert case.case.label_path is not None
     prediction = read_volume(case.prediction)
     classes = map_to_classes(prediction.array, dataset.label_values, case.prediction)
-    processed = postprocess_label_map(
-        Volume(classes, prediction.grid), choose_rules(rules, dataset.class_names)
-    )
+    processed = postprocess_label_map(Volume(classes, prediction.grid), rules, dataset.targets)
     values = np.asarray(dataset.label_values)[processed.array]
     return evaluate_label_map(case, Volume(values, prediction.grid), dataset)
 

@@ -11,7 +11,7 @@ from scipy.ndimage import find_objects
 from medseg_brn.cases.label_description import Structures
 from medseg_brn.cases.labels import find_values, map_to_classes
 from medseg_brn.errors import DataError, MedsegError
-from medseg_brn.evaluation.overlap import compute_dice_from_confusion, count_confusion
+from medseg_brn.evaluation.overlap import compute_dice_from_confusion, count_confusion, cut_ignored
 from medseg_brn.evaluation.pairing import Pair, find_description, pair_label_maps, read_structures
 from medseg_brn.evaluation.results import CaseEvaluation, ClassMetrics, Evaluation, Failure
 from medseg_brn.evaluation.surface import (
@@ -72,7 +72,8 @@ def evaluate_case(
     predicted = map_to_classes(prediction.array, label_values, "of the prediction")
     referenced = map_to_classes(reference.array, label_values, "of the reference")
     if structures.ignore_value is not None:
-        _cut_ignored(predicted, referenced, len(values) + 1, structures.ignore_value)
+        cut_ignored(predicted, referenced, len(values) + 1)
+        _refuse_ignored(predicted, len(values) + 1, structures.ignore_value)
     return _compute_metrics(predicted, referenced, classes, reference.affine[:3, :3], tolerance_mm)
 
 
@@ -83,11 +84,8 @@ def find_structures(prediction: Volume, reference: Volume) -> Structures:
     return Structures({f"{FOUND_PREFIX}{value}": (value,) for value in sorted(values - {0})})
 
 
-def _cut_ignored(predicted: np.ndarray, referenced: np.ndarray, ignore_class: int, value: int) -> None:
-    """Make background, in both maps and in place, of what is to be ignored in the reference."""
-    ignored = referenced == ignore_class
-    predicted[ignored] = 0
-    referenced[ignored] = 0
+def _refuse_ignored(predicted: np.ndarray, ignore_class: int, value: int) -> None:
+    """Raise DataError where a prediction says that what is annotated is to be ignored."""
     wrong = np.count_nonzero(predicted == ignore_class)
     if wrong:
         raise DataError(

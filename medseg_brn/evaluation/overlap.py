@@ -5,33 +5,18 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
-def compute_dice(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> np.ndarray:
-    """Dice of every foreground class, fast enough for validation during training.
+def compute_dice_from_confusion(confusion: np.ndarray, structures: Iterable[Sequence[int]]) -> np.ndarray:
+    """Dice of each structure, fast enough for validation during training.
 
         Dice = 2 |P ∩ R| / (|P| + |R|)
 
     Args:
-        prediction: integer label map (X, Y, Z) with values in [0, num_classes).
-        reference: label map of the same shape and range.
-        num_classes: number of classes, background included.
-
-    Returns:
-        (num_classes - 1,) float64 in [0, 1], 1 being perfect. A class in neither map has no Dice
-        (0/0) and is NaN, so that a mean over cases can leave it out; a class in one map only is 0.
-
-    Raises:
-        ValueError: the shapes differ, or a label lies outside [0, num_classes).
-    """
-    confusion = count_confusion(prediction, reference, num_classes)
-    return compute_dice_from_confusion(confusion, [(label,) for label in range(1, num_classes)])
-
-
-def compute_dice_from_confusion(confusion: np.ndarray, structures: Iterable[Sequence[int]]) -> np.ndarray:
-    """Dice (S,) of S structures, as `compute_dice`, from counts made before.
-
-    Args:
         confusion: voxels by reference class (row) and predicted class (column), from `count_confusion`.
         structures: the classes of each.
+
+    Returns:
+        (S,) float64 in [0, 1], 1 being perfect. A structure in neither map has no Dice (0/0) and is NaN, so
+        that a mean over cases can leave it out; a structure in one map only is 0.
     """
     rows = [list(classes) for classes in structures]
     intersection = np.array([confusion[np.ix_(own, own)].sum() for own in rows], np.int64)
@@ -42,6 +27,11 @@ def compute_dice_from_confusion(confusion: np.ndarray, structures: Iterable[Sequ
 
 def count_confusion(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> np.ndarray:
     """Voxels by reference class (row) and predicted class (column): (num_classes, num_classes) integers.
+
+    Args:
+        prediction: integer label map (X, Y, Z) with values in [0, num_classes).
+        reference: label map of the same shape and range.
+        num_classes: number of classes, background included.
 
     Raises:
         ValueError: the shapes differ, or a label lies outside [0, num_classes).
@@ -63,3 +53,11 @@ def count_confusion(prediction: np.ndarray, reference: np.ndarray, num_classes: 
         pairs = referenced.astype(np.intp) * num_classes + predicted.astype(np.intp, copy=False)
         counts += np.bincount(pairs.ravel(order="K"), minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
+
+
+def cut_ignored(prediction: np.ndarray, reference: np.ndarray, ignore_class: int | None) -> None:
+    """Make background, in both label maps and in place, of what is to be ignored in the reference."""
+    if ignore_class is not None:
+        ignored = reference == ignore_class
+        prediction[ignored] = 0
+        reference[ignored] = 0

@@ -175,18 +175,31 @@ def bootstrap_dice_interval(
     Returns:
         Lower and upper end, or None when fewer than two cases have a Dice.
     """
-    defined = ~np.isnan(dice)
-    if np.count_nonzero(defined.any(axis=1)) < 2:
+    if np.count_nonzero(~np.isnan(dice).all(axis=1)) < 2:
         return None
+    lower, upper = np.nanpercentile(resample_dice(dice, resamples=resamples, seed=seed), (2.5, 97.5))
+    return float(lower), float(upper)
+
+
+def resample_dice(dice: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Mean Dice of cohorts drawn with replacement: (resamples,), NaN where no Dice was drawn.
+
+    Of evaluations of the same cases in the same order, entry i is of the same drawn cases, so that they can
+    be compared in pairs.
+
+    Args:
+        dice: (cases, classes), NaN where undefined.
+    """
     cases = len(dice)
     # How often each case is drawn says all about a resample, and turns the means into two products.
     draws = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples)
-    counts = draws @ defined
+    counts = draws @ ~np.isnan(dice)
     with np.errstate(invalid="ignore"):
         means = (draws @ np.nan_to_num(dice)) / counts
-    drawn = means[counts.any(axis=1)]
-    lower, upper = np.percentile(np.nanmean(drawn, axis=1), (2.5, 97.5))
-    return float(lower), float(upper)
+    drawn = np.full(resamples, np.nan)
+    known = counts.any(axis=1)
+    drawn[known] = np.nanmean(means[known], axis=1)
+    return drawn
 
 
 def _mean(values: Any) -> float:

@@ -15,7 +15,7 @@ class Costs:
 
     Attributes:
         levels: of the network.
-        num_classes: classes of the scores.
+        num_classes: channels of the scores: classes, or regions.
         size: of the image, whole voxels of the coarsest level.
         item_bytes: of one number of the features.
         shapes: size of each level, finest first.

@@ -95,7 +95,7 @@ def make_plan(
 
     Args:
         levels: of the network.
-        num_classes: classes of the scores.
+        num_classes: channels of the scores: classes, or regions.
         shape: of the image, (X, Y, Z).
         item_bytes: of one number of the features.
         budget_bytes: what features and scores may take at their peak.

@@ -21,6 +21,7 @@ from medseg_brn.inference.windows import (
     count_windows,
     iterate_mirrorings,
     iterate_window_slabs,
+    mirror_back,
 )
 from medseg_brn.networks.unet3d import Size3
 from medseg_brn.volumes.scratch import Scratch
@@ -109,6 +110,7 @@ def _from_windows(
             patch_size=predictor.patch_size,
             overlap=overlap,
             mirror_axes=options.mirror_axes,
+            mirrored_channels=predictor.mirrored_channels,
             exclusive=options.exclusive,
             device=predictor.device,
             # A network that could be exact holds the number format itself.
@@ -213,15 +215,17 @@ def _exact_slabs(
     passes = len(predictors) * len(mirrorings)
     tick = _count(progress, len(mirrorings) * sum(plan.tiles for plan in plans) + len(starts))
     evaluations = [
-        (axes, _evaluate(predictor, image, axes, needed.mirrored(axes, shape), plan, scratch, tick))
+        (
+            _evaluate(predictor, image, axes, needed.mirrored(axes, shape), plan, scratch, tick),
+            axes,
+            predictor.mirrored_channels,
+        )
         for predictor, image, needed, plan in zip(predictors, images, needs, plans, strict=True)
         for axes in mirrorings
     ]
     for start in starts:
         stop = min(start + thickness, shape[0])
-        scores = (
-            _mirrored_scores(evaluation, axes, start, stop, shape[0]) for axes, evaluation in evaluations
-        )
+        scores = (_mirrored_scores(*evaluation, start, stop, shape[0]) for evaluation in evaluations)
         if options.probabilities or passes > 1 or not options.exclusive:
             scores = (compute_probabilities(logits, 0, options.exclusive) for logits in scores)
         yield needs[0].leave_out(_mean(scores), start, options.exclusive).cpu().numpy()
@@ -265,12 +269,17 @@ def _evaluate(
 
 
 def _mirrored_scores(
-    evaluation: ExactEvaluation, axes: Sequence[int], start: int, stop: int, planes: int
+    evaluation: ExactEvaluation,
+    axes: Sequence[int],
+    mirrored_channels: Sequence[int] | None,
+    start: int,
+    stop: int,
+    planes: int,
 ) -> Tensor:
     """Return the scores of planes of the plain volume from an evaluation of the mirrored one."""
     if 0 in axes:
         start, stop = planes - stop, planes - start
-    return _scores(evaluation, start, stop).flip([axis + 1 for axis in axes])
+    return mirror_back(_scores(evaluation, start, stop), axes, mirrored_channels)
 
 
 def _scores(evaluation: ExactEvaluation, start: int, stop: int) -> Tensor:

@@ -27,6 +27,8 @@ class Predictor:
         device: where it computes.
         dtype: what its convolutions compute in; uint8 where they are quantized.
         image_dtype: what the network takes.
+        mirrored_channels: for each channel of the logits the one that it is in an image mirrored along axis
+            0; None where all stay what they are.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Predictor:
         device: torch.device,
         dtype: torch.dtype,
         activation_ranges: Ranges | None = None,
+        mirrored_channels: Sequence[int] | None = None,
     ) -> None:
         """Fold a copy of the network, which itself stays as it is.
 
@@ -45,6 +48,7 @@ class Predictor:
             device: where to compute.
             dtype: float32, bfloat16, or uint8 for a quantized network.
             activation_ranges: what `quantize` takes.
+            mirrored_channels: of a network that tells left from right.
 
         Raises:
             ConfigError: uint8 is asked for, and the network cannot be quantized or has no ranges.
@@ -53,6 +57,7 @@ class Predictor:
         if dtype == torch.uint8:
             check_quantizable(unet)
         self.patch_size, self.device, self.dtype = patch_size, device, dtype
+        self.mirrored_channels = mirrored_channels
         self.image_dtype = torch.float32 if dtype == torch.uint8 else dtype
         self.tile_dependence = find_tile_dependence(network)
         # The smallest image that the network takes: an instance norm refuses a single voxel.

@@ -37,6 +37,7 @@ def iterate_window_slabs(
     patch_size: Sequence[int],
     overlap: float = 0.5,
     mirror_axes: Sequence[int] = (),
+    mirrored_channels: Sequence[int] | None = None,
     exclusive: bool = True,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -52,6 +53,7 @@ def iterate_window_slabs(
         overlap: share of the window that neighbours have in common, in [0, 1).
         mirror_axes: axes 0, 1, 2 along which the window is also predicted mirrored; all combinations
             are averaged, so n axes take 2^n times as long.
+        mirrored_channels: as for `mirror_back`.
         exclusive: as for `compute_probabilities`.
         device: where the network computes.
         dtype: what convolutions compute in: float32 or bfloat16.
@@ -76,7 +78,7 @@ def iterate_window_slabs(
             chosen = corners[first : first + together]
             windows = torch.stack([_read(image, corner, size, before) for corner in chosen]).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                probabilities = _predict_mirrored(network, windows, mirror_axes, exclusive)
+                probabilities = _predict_mirrored(network, windows, mirror_axes, mirrored_channels, exclusive)
             for corner, window in zip(chosen, probabilities, strict=True):
                 row.add(corner, window)
             done += len(chosen)
@@ -143,6 +145,20 @@ def iterate_mirrorings(axes: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield from combinations(axes, size)
 
 
+def mirror_back(scores: Tensor, axes: Sequence[int], mirrored_channels: Sequence[int] | None) -> Tensor:
+    """Return the scores (…, K, X, Y, Z) of a mirrored image as those of the plain one.
+
+    Args:
+        scores: of the mirrored image.
+        axes: 0, 1, 2, along which it was mirrored.
+        mirrored_channels: for each channel the one that it is in an image mirrored along axis 0, where left
+            and right change places; None where all stay what they are.
+    """
+    if 0 in axes and mirrored_channels is not None:
+        scores = scores[..., list(mirrored_channels), :, :, :]
+    return scores.flip([axis - 3 for axis in axes])
+
+
 class _Row:
     """Sums of weighted probabilities, and of weights, of the planes that windows still touch."""
 
@@ -192,13 +208,18 @@ def _crop(planes: Tensor, start: int, before: Sequence[int], shape: Sequence[int
 
 
 def _predict_mirrored(
-    network: Callable[[Tensor], Tensor], windows: Tensor, mirror_axes: Sequence[int], exclusive: bool
+    network: Callable[[Tensor], Tensor],
+    windows: Tensor,
+    mirror_axes: Sequence[int],
+    mirrored_channels: Sequence[int] | None,
+    exclusive: bool,
 ) -> Tensor:
     """Return the mean probabilities over all mirrorings of the windows, the plain one among them."""
     mean = torch.zeros(())
     for count, axes in enumerate(iterate_mirrorings(mirror_axes), 1):
-        dimensions = [axis + 2 for axis in axes]
-        logits = network(windows.flip(dimensions))  # (N, K, X, Y, Z)
-        probabilities = compute_probabilities(logits.float(), 1, exclusive).flip(dimensions)
+        logits = network(windows.flip([axis + 2 for axis in axes]))  # (N, K, X, Y, Z)
+        probabilities = mirror_back(
+            compute_probabilities(logits.float(), 1, exclusive), axes, mirrored_channels
+        )
         mean = probabilities if count == 1 else mean + (probabilities - mean) / count
     return mean

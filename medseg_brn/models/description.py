@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -17,12 +18,13 @@ from pydantic import (
 )
 
 from medseg_brn.cases.dataset import Dataset
-from medseg_brn.cases.label_description import Labels
+from medseg_brn.cases.label_description import Labels, RegionValues, find_unreadable
+from medseg_brn.cases.mirroring import find_mirrored_channels
 from medseg_brn.cases.preprocessing import Preprocessing
 from medseg_brn.cases.targets import Region
 from medseg_brn.config import InferenceConfig, Modality, NetworkConfig, Size3
 from medseg_brn.errors import ConfigError, ModelError
-from medseg_brn.inference.postprocessing import choose_rules
+from medseg_brn.inference.postprocessing import check_rules
 
 FORMAT_NAME: Final = "medseg_brn model"
 ENSEMBLE_FORMAT_NAME: Final = "medseg_brn ensemble"
@@ -91,10 +93,12 @@ class Description(BaseModel):
         return Labels(self.class_names, self.label_values, tuple(regions))
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_regions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_what_is_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that models without regions or mirrored classes are described as they always were."""
         plain: dict[str, Any] = serialize(self)
-        if not self.regions:
-            plain.pop("regions", None)
+        for name in ("regions", "mirrored_classes"):
+            if not getattr(self, name, ()):
+                plain.pop(name, None)
         return plain
 
     @model_validator(mode="after")
@@ -106,9 +110,22 @@ class Description(BaseModel):
                     f"region {region.name!r} has the values {sorted(unknown)}, which no class has beside the "
                     "background"
                 )
+            if region.written_value not in region.label_values:
+                raise ValueError(
+                    f"region {region.name!r} is written as {region.written_value}, which is none of its "
+                    f"values {list(region.label_values)}"
+                )
+        names = [region.name for region in self.regions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"regions are called {', '.join(names)}, which repeats a name")
         written = [region.written_value for region in self.regions]
         if len(set(written)) < len(written):
             raise ValueError(f"regions are written with {written}, which repeats a value")
+        problem = find_unreadable(
+            [RegionValues(one.name, one.label_values, one.written_value) for one in self.regions]
+        )
+        if problem is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -118,7 +135,7 @@ class Description(BaseModel):
         if len(set(self.label_values)) < len(self.label_values):
             raise ValueError(f"label_values {self.label_values} repeat a value")
         try:
-            choose_rules(self.inference.postprocessing, self.class_names)
+            check_rules(self.inference.postprocessing, self.labels.targets)
         except ConfigError as error:
             raise ValueError(str(error)) from None
         return self
@@ -133,6 +150,9 @@ class ModelDescription(Description):
     preprocessing: Preprocessing
     patch_size: Size3
     """Size of the windows, in voxels of the network's grid."""
+    mirrored_classes: tuple[tuple[str, str], ...] = ()
+    """Pairs of classes, a left and a right one, that changed places where axis 0 was mirrored in training,
+    and so do where it is mirrored at inference; none, and then no such field in the file, where none did."""
     training: dict[str, Any] = {}
     """Summary of the training run: dataset, steps, results."""
     activation_ranges: dict[str, tuple[FiniteFloat, FiniteFloat]] | None = None
@@ -148,6 +168,19 @@ class ModelDescription(Description):
                 f"preprocessing.intensity is for {len(self.preprocessing.intensity)} channels "
                 f"but modalities for {self.in_channels}"
             )
+        return self
+
+    @property
+    def mirrored_channels(self) -> tuple[int, ...]:
+        """For each channel of the logits the one that it is in an image mirrored along axis 0."""
+        return find_mirrored_channels(self.mirrored_classes, self.labels.targets)
+
+    @model_validator(mode="after")
+    def _mirrored_classes_exist(self) -> Self:
+        try:
+            _ = self.mirrored_channels
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")
@@ -194,14 +227,7 @@ class EnsembleDescription(Description):
 
 def describe_regions(dataset: Dataset) -> tuple[RegionEntry, ...]:
     """Return the entry of each of the dataset's regions; none where it has none."""
-    return tuple(
-        RegionEntry(
-            name=region.name,
-            label_values=tuple(dataset.label_values[index] for index in region.classes),
-            written_value=dataset.label_values[region.written_class],
-        )
-        for region in dataset.regions
-    )
+    return tuple(RegionEntry(**asdict(region)) for region in dataset.labels.region_values)
 
 
 def find_disagreement(descriptions: Sequence[tuple[Path, Description]]) -> str | None:

@@ -13,7 +13,7 @@ from medseg_brn.cases.preprocessing import Preprocessing
 from medseg_brn.cases.restoring import LabelMapRestorer, ProbabilityRestorer
 from medseg_brn.errors import ConfigError
 from medseg_brn.inference.machine import default_budget_bytes, resident_bytes
-from medseg_brn.inference.postprocessing import choose_rules, postprocess_label_map
+from medseg_brn.inference.postprocessing import postprocess_label_map
 from medseg_brn.inference.prediction import Options, Progress, compute_scores
 from medseg_brn.inference.predictor import Predictor
 from medseg_brn.models.description import Description, ModelDescription
@@ -85,7 +85,15 @@ class Model:
         """Make a model of the trained networks of an ensemble, each with its own description."""
         made = tuple(
             Member(
-                Predictor(network, own.patch_size, device, dtype, own.activation_ranges), own.preprocessing
+                Predictor(
+                    network,
+                    own.patch_size,
+                    device,
+                    dtype,
+                    own.activation_ranges,
+                    own.mirrored_channels if own.mirrored_classes else None,
+                ),
+                own.preprocessing,
             )
             for network, own in members
         )
@@ -238,8 +246,7 @@ class Model:
             labels.take(slab)
             if restored is not None:
                 restored.take(slab)
-        rules = choose_rules(settings.postprocessing, self.description.class_names)
-        classes = postprocess_label_map(Volume(labels.finish(), scan.grid), rules)
+        classes = postprocess_label_map(Volume(labels.finish(), scan.grid), settings.postprocessing, targets)
         values = _to_label_values(classes.array, self.description.label_values)
         return Prediction(
             Volume(values, scan.grid),

@@ -15,7 +15,7 @@ from medseg_brn.inference.inputs import InputCase
 from medseg_brn.inference.machine import core_count, default_budget_bytes
 from medseg_brn.inference.manifest import digest
 from medseg_brn.inference.measurements import as_rows, measure_structures
-from medseg_brn.inference.postprocessing import choose_rules
+from medseg_brn.inference.postprocessing import check_rules
 from medseg_brn.inference.precision import (
     DTYPES,
     DeviceName,
@@ -167,6 +167,6 @@ def _load(path: Path, device: DeviceName, precision: PrecisionName, overrides: t
     if not overrides:
         return model
     settings = override_inference(model.description.inference, overrides)
-    choose_rules(settings.postprocessing, model.description.class_names)  # a wrong name is told at once
+    check_rules(settings.postprocessing, model.description.labels.targets)  # a wrong name is told at once
     described = model.description.model_copy(update={"inference": settings})
     return dataclasses.replace(model, description=described)

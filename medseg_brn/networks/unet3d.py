@@ -124,7 +124,7 @@ class UNet3d(nn.Module):
 
         Args:
             in_channels: channels of the input image.
-            num_classes: classes, the background counted.
+            num_classes: channels of the logits: classes, the background counted, or regions.
             channels: feature channels per level, finest first.
             strides: per level, how much coarser than the level before; (1,1,1) then (2,2,2) by default.
             kernels: per level, odd kernel sizes; (3,3,3) by default.

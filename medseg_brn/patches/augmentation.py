@@ -3,37 +3,41 @@
 Mirroring moves the image and its label map alike; intensity transforms touch the image only.
 """
 
-import difflib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from monai.transforms import (
     Compose,
+    MapTransform,
     RandAdjustContrastd,
     RandBiasFieldd,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandomizableTransform,
     RandScaleIntensityFixedMeand,
     RandShiftIntensityd,
-    RandSimulateLowResolutiond,
 )
+from monai.utils import convert_to_tensor
+from torch.nn import functional
 
+from medseg_brn.cases.mirroring import find_mirrored_classes
 from medseg_brn.cases.targets import Targets
 from medseg_brn.config import AugmentationConfig
-from medseg_brn.errors import ConfigError
+from medseg_brn.patches.deformation import SpacingMm, find_free_axes
 
 
-def make_augmentation(config: AugmentationConfig, targets: Targets) -> Compose:
+def make_augmentation(config: AugmentationConfig, spacing_mm: SpacingMm, targets: Targets) -> Compose:
     """Transform of a patch `{"image": (C, X, Y, Z), "label": (1, X, Y, Z)}` after its deformation.
 
     Its randomness is set by `Compose.set_random_state`.
 
     Raises:
-        ConfigError: `mirrored_classes` names a class that there is not.
+        ConfigError: `mirrored_classes` names a class that there is not, or makes no region of a region.
     """
-    return Compose([*_mirroring(config, targets), *_intensity(config)])
+    return Compose([*_mirroring(config, targets), *_intensity(config, spacing_mm)])
 
 
 class RandMirrord(RandFlipd):
@@ -82,8 +86,40 @@ class RandCoilBiasd(RandBiasFieldd):
         return sample
 
 
+class RandCoarsend(MapTransform, RandomizableTransform):
+    """Coarsens a patch and brings it back to its grid, as a scan of larger voxels would look.
+
+    Each axis has a factor of its own, for scans differ in the thickness of their slices; axes of thick slices
+    stay as they are. Coarse voxels are means over the fine ones, so that nothing moves against the label map,
+    as it does where the first of them is taken (MONAI's RandSimulateLowResolutiond).
+
+    Args:
+        largest: factors are drawn from 1 to this.
+        probability: share of patches.
+        spacing_mm: voxel size, which tells the thick slices.
+    """
+
+    def __init__(self, largest: float, probability: float, spacing_mm: SpacingMm) -> None:
+        MapTransform.__init__(self, "image")
+        RandomizableTransform.__init__(self, probability)
+        self._largest, self._free = largest, find_free_axes(spacing_mm)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the sample with its image (C, X, Y, Z) coarsened, or as it was."""
+        self.randomize(None)
+        if not self._do_transform:
+            return dict(data)
+        factors = np.where(self._free, self.R.uniform(1.0, self._largest, 3), 1.0)
+        image = convert_to_tensor(data["image"], track_meta=False)
+        shape = image.shape[1:]
+        coarse = [max(1, round(n / factor)) for n, factor in zip(shape, factors, strict=True)]
+        means = functional.interpolate(image[None], size=coarse, mode="area")
+        back = functional.interpolate(means, size=shape, mode="trilinear", align_corners=False)
+        return {**data, "image": back[0]}
+
+
 def _mirroring(config: AugmentationConfig, targets: Targets) -> list:
-    swapped = _find_classes(config.mirrored_classes, targets.class_names)
+    swapped = find_mirrored_classes(config.mirrored_classes, targets)
     return [
         RandMirrord(swapped)
         if axis == 0 and swapped
@@ -92,28 +128,7 @@ def _mirroring(config: AugmentationConfig, targets: Targets) -> list:
     ]
 
 
-def _find_classes(pairs: Sequence[tuple[str, str]], class_names: Sequence[str]) -> dict[int, int]:
-    """Class -> the class that it becomes where axis 0 is mirrored."""
-    swapped: dict[int, int] = {}
-    for pair in pairs:
-        for name in pair:
-            if name not in class_names:
-                nearest = difflib.get_close_matches(name, class_names, n=1, cutoff=0)
-                raise ConfigError(
-                    f"patches.augmentation.mirrored_classes names {name!r}, which is no class of this "
-                    f"dataset; its classes: {', '.join(class_names)}; the nearest: {', '.join(nearest)}"
-                )
-        one, other = (class_names.index(name) for name in pair)
-        if one in swapped or other in swapped or one == other:
-            raise ConfigError(
-                f"patches.augmentation.mirrored_classes {pair} names a class twice; each class has one "
-                "mirror image"
-            )
-        swapped |= {one: other, other: one}
-    return swapped
-
-
-def _intensity(config: AugmentationConfig) -> list:
+def _intensity(config: AugmentationConfig, spacing_mm: SpacingMm) -> list:
     share = config.intensity_probability
     lowest, highest = config.contrast
     coarsest, field = config.low_resolution, config.bias_field
@@ -127,11 +142,7 @@ def _intensity(config: AugmentationConfig) -> list:
             sigma_y=config.blur_sigma_voxels,
             sigma_z=config.blur_sigma_voxels,
         ),
-        *(
-            [RandSimulateLowResolutiond(keys="image", prob=share, zoom_range=(1 / coarsest, 1.0))]
-            if coarsest > 1
-            else []
-        ),
+        *([RandCoarsend(coarsest, share, spacing_mm)] if coarsest > 1 else []),
         RandScaleIntensityFixedMeand(keys="image", prob=share, factors=(lowest - 1, highest - 1)),
         RandShiftIntensityd(keys="image", prob=share, offsets=config.brightness),
         RandAdjustContrastd(keys="image", prob=share, gamma=config.gamma, retain_stats=True),

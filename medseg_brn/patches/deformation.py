@@ -20,7 +20,14 @@ from medseg_brn.patches.sampling import cut_box
 SpacingMm = tuple[float, float, float]
 THICK_RATIO = 3.0
 KNOT_VOXELS = 10.0
-"""Distance of the smooth deformation's control points, in voxels of the finest axis."""
+"""Least distance of the smooth deformation's control points, in voxels of the finest axis."""
+KNOT_DISPLACEMENTS = 4.0
+"""Least distance of the control points, in largest displacements: nearer ones would fold space."""
+
+
+def find_free_axes(spacing_mm: SpacingMm) -> list[bool]:
+    """Whether each axis is turned, zoomed and deformed: all are but those of thick slices."""
+    return [mm < THICK_RATIO * min(spacing_mm) for mm in spacing_mm]
 
 
 class Deformation:
@@ -35,13 +42,11 @@ class Deformation:
     def __init__(self, config: AugmentationConfig, size: Sequence[int], spacing_mm: SpacingMm) -> None:
         self._config = config
         self._spacing_mm = torch.tensor(spacing_mm)
-        self._free = [mm < THICK_RATIO * min(spacing_mm) for mm in spacing_mm]
+        self._free = find_free_axes(spacing_mm)
+        knots_mm = max(KNOT_VOXELS * min(spacing_mm), KNOT_DISPLACEMENTS * config.elastic_mm)
         axes = [(torch.arange(n) - (n - 1) / 2) * mm for n, mm in zip(size, spacing_mm, strict=True)]
         self._places_mm = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # (X, Y, Z, 3)
-        self._splines = [
-            _spline_weights(n, KNOT_VOXELS * min(spacing_mm) / mm)
-            for n, mm in zip(size, spacing_mm, strict=True)
-        ]
+        self._splines = [_spline_weights(n, knots_mm / mm) for n, mm in zip(size, spacing_mm, strict=True)]
 
     def draw(self, rng: np.random.Generator) -> torch.Tensor | None:
         """Places (X, Y, Z, 3) of the patch's voxels, in voxels from its middle; None where it stays."""

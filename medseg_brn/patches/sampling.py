@@ -18,7 +18,11 @@ def group_by_class(cases: Sequence[PreparedCase]) -> dict[int, list[PreparedCase
 
 
 def draw_voxel(
-    case: PreparedCase, wants_foreground: bool, wanted_class: int | None, rng: np.random.Generator
+    case: PreparedCase,
+    wants_foreground: bool,
+    wanted_class: int | None,
+    rng: np.random.Generator,
+    has_ignored: bool = False,
 ) -> np.ndarray:
     """Voxel (3,) that a patch is to hold.
 
@@ -27,12 +31,13 @@ def draw_voxel(
         wants_foreground: take a voxel of a class; of any voxel where the case has none.
         wanted_class: of this class, which the case must have; None draws one of the case's classes evenly.
         rng: source of randomness.
+        has_ignored: whether the dataset has a label for voxels to be ignored.
 
     Returns:
-        A voxel of foreground, or else any voxel. Where the dataset has a label for voxels to be ignored, any
-        voxel is one of annotated background, if there is one.
+        A voxel of foreground, or else any voxel. With `has_ignored` any voxel is one of annotated background;
+        where there is none, one of foreground.
     """
-    if wants_foreground:
+    if wants_foreground or (has_ignored and not len(case.annotated_background())):
         foreground = case.foreground()
         classes = sorted(foreground) if wanted_class is None else [wanted_class]
         if classes:

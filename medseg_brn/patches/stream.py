@@ -51,7 +51,8 @@ class PatchStream(Dataset):
         cases: prepared training cases, all with the same voxel size.
         config: size, foreground share and augmentation.
         seed: the experiment's seed.
-        targets: the dataset's classes, by whose names left and right change places under mirroring.
+        targets: the dataset's classes, by whose names left and right change places under mirroring, and
+            whether there are voxels to be ignored, on which no patch is placed.
 
     Raises:
         DataError: there are no cases, or one cannot be read.
@@ -66,12 +67,15 @@ class PatchStream(Dataset):
         self.cases = list(cases)
         self.config = config
         self.seed = seed
+        self._has_ignored = targets.ignore_class is not None
         self._cases_with = group_by_class(cases) if config.foreground_by == "class" else {}
         augmentation = config.augmentation
         self._deformation = (
             Deformation(augmentation, config.size, self.cases[0].spacing_mm) if augmentation else None
         )
-        self._augment = make_augmentation(augmentation, targets) if augmentation else None
+        self._augment = (
+            make_augmentation(augmentation, self.cases[0].spacing_mm, targets) if augmentation else None
+        )
 
     def __getitem__(self, index: int) -> Patch | DataError:
         # A worker's error travels as a value, so that it arrives as itself instead of as a traceback's text.
@@ -83,7 +87,7 @@ class PatchStream(Dataset):
             having = self._cases_with[wanted_class]
             case = having[rng.integers(len(having))]
         try:
-            wanted = draw_voxel(case, wants_foreground, wanted_class, rng)
+            wanted = draw_voxel(case, wants_foreground, wanted_class, rng, self._has_ignored)
             return self._make_patch(case, wanted, rng)
         except DataError as error:
             return error

@@ -7,17 +7,11 @@ import numpy as np
 
 from medseg_brn.cases.dataset import Dataset
 from medseg_brn.cases.fingerprint import Fingerprint
+from medseg_brn.cases.folds import group_by_patient
 from medseg_brn.planning import recipe
-from medseg_brn.planning.candidates import Candidate, Problem
-from medseg_brn.planning.choice import Choice, Choices, times
+from medseg_brn.planning.candidates import Candidate, Problem, is_capped, is_largest
+from medseg_brn.planning.choice import Choice, Choices
 from medseg_brn.planning.machine import Machine
-from medseg_brn.planning.rules_network import (
-    choose_blocks,
-    choose_channels,
-    choose_deep_supervision,
-    tell_kernels,
-    tell_strides,
-)
 from medseg_brn.planning.rules_patches import (
     choose_augmentation,
     choose_class_weights,
@@ -38,6 +32,7 @@ from medseg_brn.planning.rules_training import (
     choose_validation_every,
     choose_workers,
 )
+from medseg_brn.reports.wording import times
 
 
 @dataclass(frozen=True)
@@ -69,13 +64,13 @@ def assemble(draft: Draft) -> tuple[Choices, list[str]]:
         "preprocessing.crop": draft.crop,
         "preprocessing.intensity": choose_intensity(draft.fingerprint, draft.dataset.modalities),
     }
-    return choices | _choose_patches(draft) | _choose_network(draft) | training, warnings
+    network = {f"network.{name}": choice for name, choice in draft.candidate.choices.items()}
+    return choices | _choose_patches(draft) | network | training, warnings
 
 
 def _choose_dataset(draft: Draft) -> Choices:
     cases = draft.dataset.labelled_cases
-    patients = {case.name if case.patient is None else f"patient {case.patient}" for case in cases}
-    folds, fold = choose_folds(len(patients))
+    folds, fold = choose_folds(len(group_by_patient(cases)))
     choices: Choices = {"dataset.path": Choice(draft.path, f"{len(cases)} cases with a label map")}
     if draft.layout != "auto":
         choices["dataset.layout"] = Choice(draft.layout, "as told")
@@ -90,15 +85,10 @@ def _choose_patches(draft: Draft) -> Choices:
     scan_ml = float(np.median([math.prod(case.extent_mm) for case in fingerprint.cases])) / 1000
     shares = {name: volume / scan_ml for name, volume in volumes.items()}
     rare = find_rare(fingerprint)
-    flips, pairs = choose_mirroring(draft.dataset.class_names[1:])
-    share = math.prod(candidate.patch) / math.prod(problem.shape)
-    size = (
-        f"as much of a scan of {times(problem.shape)} voxels as the budgets allow ({min(share, 1):.0%}), in "
-        "multiples of the strides"
-    )
+    flips, pairs = choose_mirroring(draft.dataset.targets)
     augmentation = choose_augmentation(fingerprint, draft.dataset.modalities, draft.spacing.value)
     return {
-        "patches.size": Choice(candidate.patch, size),
+        "patches.size": Choice(candidate.patch, _tell_patch(candidate, problem)),
         "patches.foreground_fraction": choose_foreground_fraction(
             candidate.patch, problem.shape, shares, rare
         ),
@@ -110,24 +100,17 @@ def _choose_patches(draft: Draft) -> Choices:
     }
 
 
-def _choose_network(draft: Draft) -> Choices:
-    candidate, device = draft.candidate, draft.machine.device
-    depth = len(candidate.levels.strides)
-    encoder, decoder = choose_blocks(depth, device)
-    return {
-        "network.channels": choose_channels(depth, candidate.width, device),
-        "network.strides": Choice(candidate.levels.strides, tell_strides(candidate.levels)),
-        "network.kernels": Choice(candidate.levels.kernels, tell_kernels(candidate.levels)),
-        "network.encoder": Choice(recipe.ENCODER, "the recipe's"),
-        "network.encoder_blocks": encoder,
-        "network.decoder_blocks": decoder,
-        "network.norm": Choice("batch_renorm", "trains on small batches, and folds away at inference"),
-        "network.renorm_schedule": Choice(recipe.RENORM_SCHEDULE, "the recipe's, as shares of the run"),
-        "network.weight_standardization": Choice(
-            recipe.WEIGHT_STANDARDIZATION, "the recipe's; folds away at inference"
-        ),
-        "network.deep_supervision": choose_deep_supervision(depth),
-    }
+def _tell_patch(candidate: Candidate, problem: Problem) -> str:
+    """What keeps a patch from being larger."""
+    share = min(math.prod(candidate.patch) / math.prod(problem.shape), 1)
+    scan = f"a scan of {times(problem.shape)} voxels"
+    if is_capped(candidate.patch, problem):
+        told = f"{share:.0%} of {scan}: no patch has many more than {recipe.MOST_PATCH_VOXELS:,} voxels"
+    elif is_largest(candidate.patch, problem):
+        told = f"all of {scan} ({share:.0%})"
+    else:
+        told = f"as much of {scan} as the budgets allow ({share:.0%})"
+    return f"{told}, in multiples of the strides"
 
 
 def _choose_training(draft: Draft) -> tuple[Choices, list[str]]:

@@ -6,14 +6,9 @@ from dataclasses import dataclass, replace
 
 from medseg_brn.config import NetworkConfig
 from medseg_brn.planning import recipe
-from medseg_brn.planning.costs import Cost, count_work, predict_cost
-from medseg_brn.planning.rules_network import (
-    Levels,
-    choose_blocks,
-    choose_channels,
-    choose_deep_supervision,
-    choose_levels,
-)
+from medseg_brn.planning.choice import Choices, nest
+from medseg_brn.planning.costs import BASE_BYTES, Cost, count_work, predict_cost
+from medseg_brn.planning.rules_network import Levels, Size3, choose_levels, choose_network
 
 SHRINKING = 0.93  # from one patch edge that is tried to the next
 SMALLEST_EDGE_VOXELS = 8  # shorter patches are not tried, unless the scan is shorter
@@ -42,6 +37,7 @@ class Budget:
     """The most that one step may take, and how this machine differs from the model.
 
     Attributes:
+        memory_bytes: of the training process or, on a GPU, of the GPU.
         unit_seconds: of one unit of work, see `costs.py`.
         memory_factor: measured over predicted memory, without what an idle process has.
     """
@@ -54,20 +50,32 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network, the patches it is trained on, and what a step is predicted to cost."""
+    """A network, the patches it is trained on, and what a step is predicted to cost.
+
+    Attributes:
+        choices: the network's options and their reasons.
+    """
 
     levels: Levels
-    width: float
     batch_size: int
     checkpointing: bool
     network: NetworkConfig
-    units: float
+    choices: Choices
     cost: Cost
 
     @property
     def patch(self) -> tuple[int, int, int]:
         """Patch size."""
         return self.levels.patch
+
+    def is_same(self, other: "Candidate") -> bool:
+        """Whether the other trains the same, whatever it is predicted to cost."""
+        return (self.patch, self.network, self.batch_size, self.checkpointing) == (
+            other.patch,
+            other.network,
+            other.batch_size,
+            other.checkpointing,
+        )
 
 
 def list_levels_to_try(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[Levels]:
@@ -105,17 +113,8 @@ def make_candidate(
     checkpointing: bool = False,
 ) -> Candidate:
     """The network that the rules give for these levels, and its predicted cost."""
-    depth = len(levels.strides)
-    encoder, decoder = choose_blocks(depth, problem.device)
-    network = NetworkConfig(
-        channels=choose_channels(depth, width, problem.device).value,
-        strides=levels.strides,
-        kernels=levels.kernels,
-        encoder="plain" if recipe.ENCODER == "plain" else "residual",
-        encoder_blocks=encoder.value,
-        decoder_blocks=decoder.value,
-        deep_supervision=choose_deep_supervision(depth).value,
-    )
+    choices = choose_network(levels, width, problem.device)
+    network = NetworkConfig(**nest(choices))
     work = count_work(network, levels.patch, batch_size, problem.in_channels, problem.num_outputs)
     cost = predict_cost(
         work,
@@ -124,16 +123,19 @@ def make_candidate(
         precision=problem.precision,
         checkpointing=checkpointing,
     )
-    idle = predict_cost(
-        replace(work, multiplications=0, features=0, weights=0, logits=0),
-        1.0,
-        device=problem.device,
-        precision=problem.precision,
-    ).memory_bytes
+    idle = BASE_BYTES[problem.device]
     memory = idle + budget.memory_factor * (cost.memory_bytes - idle)
-    return Candidate(
-        levels, width, batch_size, checkpointing, network, work.units, replace(cost, memory_bytes=memory)
-    )
+    return Candidate(levels, batch_size, checkpointing, network, choices, replace(cost, memory_bytes=memory))
+
+
+def is_largest(patch: Size3, problem: Problem) -> bool:
+    """Whether budgets keep nothing from a patch: it is the whole scan, or as large as any that is tried."""
+    return patch == list_levels_to_try(problem.shape, problem.spacing_mm)[0].patch
+
+
+def is_capped(patch: Size3, problem: Problem) -> bool:
+    """Whether a patch would be larger if patches of more voxels were tried."""
+    return math.prod(problem.shape) > recipe.MOST_PATCH_VOXELS and is_largest(patch, problem)
 
 
 def fits(cost: Cost, budget: Budget) -> bool:

@@ -29,8 +29,3 @@ def nest(choices: Mapping[str, Choice[Any]]) -> dict[str, Any]:
             place = place.setdefault(section, {})
         place[name] = choice.value
     return options
-
-
-def times(values: object) -> str:
-    """Numbers along axes as people write them: 1 × 1 × 2.5."""
-    return " × ".join(f"{value:.4g}" for value in values)  # type: ignore[attr-defined]

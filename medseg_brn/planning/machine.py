@@ -1,7 +1,6 @@
 """What the machine that is planned for has, and how fast it is: a small network, timed."""
 
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,7 +29,7 @@ class Machine:
         threads: of training.
         unit_seconds: of one unit of work, see `costs.py`.
         measured: whether that was measured here; if not, nothing that follows is.
-        memory_bytes: that a run may take unless told otherwise.
+        memory_bytes: that the training process may take (on a GPU: of the GPU) unless told otherwise.
     """
 
     device: str
@@ -69,7 +68,7 @@ def examine_machine(device: str) -> Machine:
         device=chosen.type,
         precision="bf16" if dtype == torch.bfloat16 else "fp32",
         cores=cores,
-        threads=int(os.environ.get("OMP_NUM_THREADS", cores)),
+        threads=torch.get_num_threads(),
         unit_seconds=_time_unit(chosen, dtype),
         measured=True,
         memory_bytes=memory,

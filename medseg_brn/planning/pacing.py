@@ -7,7 +7,6 @@ import numpy as np
 from medseg_brn.cases.fingerprint import CaseFacts, Fingerprint
 from medseg_brn.planning.candidates import Candidate, Problem
 from medseg_brn.planning.machine import Machine
-from medseg_brn.planning.recipe import FOLDS
 from medseg_brn.planning.rules_training import Pace
 from medseg_brn.planning.trial import Trial
 
@@ -40,16 +39,24 @@ def predict_pace(
     machine: Machine,
     time_seconds: float,
     read_seconds: float,
+    held_out: float,
     trial: Trial | None = None,
 ) -> Pace:
     """The pace of the whole run; other cases take as much less than the largest as they are smaller.
 
-    `read_seconds` is what one process takes to read and measure a case.
+    Args:
+        candidate: whose steps they are.
+        problem: what it was sought for.
+        fingerprint: of all cases.
+        machine: where it is trained.
+        time_seconds: of the run's budget.
+        read_seconds: what one process takes to read and measure a case.
+        held_out: number of cases that are validated.
+        trial: of the candidate; None where it was not measured.
     """
     count = fingerprint.num_cases
     voxels = np.array([math.prod(case.shape) for case in fingerprint.cases], float)
     relative = float(voxels.mean()) / math.prod(find_largest(fingerprint).shape)
-    held_out = count // FOLDS if count >= FOLDS else int(count > 1)
     validation = predict_validation(candidate, problem, fingerprint)
     setup = START_SECONDS if trial is None else trial.setup_seconds + trial.finish_seconds
     setup += count * read_seconds * (MEASURING + PREPARING / machine.threads)

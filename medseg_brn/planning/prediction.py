@@ -17,7 +17,7 @@ class Prediction:
         step_seconds: of an optimizer step, the median.
         peak_memory_mb: of the training process (validation included), or of the GPU.
         training_seconds: of all steps.
-        validation_seconds: of all held-out cases at the end.
+        validation_seconds: of all held-out cases, on the way and at the end.
         setup_seconds: of reading and preparing the cases.
         total_seconds: of all that, with the report.
         measured: whether seconds per step and memory were measured on this very network; if not, they follow
@@ -37,6 +37,11 @@ class Prediction:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+
+def tell_owner(device: str) -> str:
+    """Whose memory is meant where a run's is told: loader processes and the system have theirs besides."""
+    return "of the GPU" if device == "cuda" else "of the training process"
 
 
 def check_prediction(plan_path: Path, run_folder: Path) -> dict[str, float]:

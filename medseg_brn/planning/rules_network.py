@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import prod
 
 from medseg_brn.planning import recipe
-from medseg_brn.planning.choice import Choice, times
+from medseg_brn.planning.choice import Choice, Choices
+from medseg_brn.reports.wording import times
 
 Size3 = tuple[int, int, int]
 KERNEL = 3
@@ -95,7 +96,39 @@ def tell_kernels(levels: Levels) -> str:
     """Why the kernels are as they are."""
     if all(kernel == (KERNEL,) * 3 for kernel in levels.kernels):
         return "3 voxels along every axis: none is more than twice as coarse as another"
-    return "1 along an axis that is more than twice as coarse as the finest one, until they are alike"
+    slices = [axis for axis in range(3) if levels.patch[axis] == 1]
+    told = [f"1 along axis {axis}, which has a single voxel" for axis in slices]
+    if any(kernel[axis] == 1 for kernel in levels.kernels for axis in range(3) if axis not in slices):
+        told.append(
+            "1 along an axis that is more than twice as coarse as the finest one, until they are alike"
+        )
+    return "; ".join(told)
+
+
+def choose_network(levels: Levels, width: float, device: str) -> Choices:
+    """Option of the network's section -> choice.
+
+    Args:
+        levels: of the network.
+        width: share of the recipe's channels, 1 or less.
+        device: "cpu" or "cuda".
+    """
+    depth = len(levels.strides)
+    encoder, decoder = choose_blocks(depth, device)
+    return {
+        "channels": choose_channels(depth, width, device),
+        "strides": Choice(levels.strides, tell_strides(levels)),
+        "kernels": Choice(levels.kernels, tell_kernels(levels)),
+        "encoder": Choice(recipe.ENCODER, "the recipe's"),
+        "encoder_blocks": encoder,
+        "decoder_blocks": decoder,
+        "norm": Choice("batch_renorm", "trains on small batches, and folds away at inference"),
+        "renorm_schedule": Choice(recipe.RENORM_SCHEDULE, "the recipe's, as shares of the run"),
+        "weight_standardization": Choice(
+            recipe.WEIGHT_STANDARDIZATION, "the recipe's; folds away at inference"
+        ),
+        "deep_supervision": choose_deep_supervision(depth),
+    }
 
 
 def choose_channels(num_levels: int, width: float, device: str) -> Choice[tuple[int, ...]]:

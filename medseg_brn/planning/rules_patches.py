@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medseg_brn.cases.fingerprint import Fingerprint
+from medseg_brn.cases.mirroring import find_mirrored_channels
 from medseg_brn.cases.targets import Targets
+from medseg_brn.errors import ConfigError
 from medseg_brn.planning import recipe
-from medseg_brn.planning.choice import Choice, Choices, times
+from medseg_brn.planning.choice import Choice, Choices
+from medseg_brn.reports.wording import times
 
 SIDES = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+# How words begin that name structures of which the left one is not the mirror image of the right one. Some
+# have namesakes that are (the brain's ventricles and lobes): a name does not tell, so these are off as well.
+ASYMMETRIC = (
+    "ventric", "atri", "auric", "lung", "lobe", "bronch", "coronar", "carotid", "subclavian", "brachioceph",
+)  # fmt: skip
 
 
 def choose_foreground_fraction(
@@ -43,7 +51,7 @@ def choose_foreground_fraction(
 def choose_foreground_by(rare: Mapping[str, int], num_cases: int) -> Choice[str]:
     """What a foreground patch draws first: the case or the class."""
     if not rare:
-        return Choice("case", "every class is in at least half of the cases")
+        return Choice("case", "every class that is there at all is in at least half of the cases")
     name = min(rare, key=lambda name: rare[name])
     others = f" (and {len(rare) - 1} more)" if len(rare) > 1 else ""
     return Choice(
@@ -86,49 +94,82 @@ def choose_class_weights(volumes_ml: Mapping[str, float]) -> Choice[dict[str, fl
 
 
 def choose_mirroring(
-    class_names: Sequence[str],
+    targets: Targets,
 ) -> tuple[Choice[tuple[int, ...]], Choice[tuple[tuple[str, str], ...]]]:
     """Axes mirrored in training, and the classes that change places where axis 0 is.
 
-    Only where every class that names a side has its partner is mirroring known to be right; anything else is
-    for a person to decide.
+    Off, unless classes name a side by a word of its own (left, right, l, r, lh, rh), each has its partner,
+    none is known to differ from it in shape (`ASYMMETRIC`), and the mirror image of every region is the
+    region that its name says. Names tell no more than that: other parts of a mirrored scan, such as the
+    liver, lie on the wrong side all the same.
     """
+    class_names = targets.class_names[1:]
     partners = {name: _other_side(name, class_names) for name in class_names}
     sided = {name: partner for name, partner in partners.items() if partner is not None}
-    alone = [name for name, partner in sided.items() if not partner]
     if not sided:
         told = (
             "no class names a side, but a body is not symmetric: add an axis where mirrored scans are likely"
         )
         return Choice((), told), Choice((), "no class names a side")
-    if alone:
-        told = f"{alone[0]!r} names a side and has no partner on the other: mirrored, it would be wrong"
-        return Choice((), told), Choice((), told)
     pairs = tuple(
         (name, partner)
         for name, partner in sided.items()
-        if class_names.index(name) < class_names.index(partner)
+        if partner and class_names.index(name) < class_names.index(partner)
     )
-    told = f"{len(pairs)} pairs of left and right change places: twice the examples of each"
-    return Choice((0,), told), Choice(pairs, f"{len(pairs)} classes name a side, and all have a partner")
+    wrong = _find_wrong_class(sided) or _find_wrong_region(pairs, targets)
+    if wrong is not None:
+        return Choice((), wrong), Choice((), wrong)
+    count = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''} of left and right"
+    return (
+        Choice((0,), f"{count}, changing places: twice the examples of each"),
+        Choice(pairs, f"{len(sided)} classes name a side, and all have a partner"),
+    )
 
 
-def _other_side(name: str, class_names: Sequence[str]) -> str | None:
-    """The class of the same name on the other side; "" where it is missing, None where no side is named.
+def _find_wrong_class(sided: Mapping[str, str]) -> str | None:
+    """Why a class would be wrong on the other side, or None; `sided` gives each its partner, or ""."""
+    for name, partner in sided.items():
+        if not partner:
+            return f"{name!r} names a side and has no partner on the other: mirrored, it would be wrong"
+        if _is_asymmetric(name):
+            return _tell_asymmetric(name)
+    return None
 
-    A single letter may mean something else (vertebra L1), so it names a side only where there is a partner.
-    """
-    words = re.split(r"([^a-zA-Z]+)", name)
+
+def _find_wrong_region(pairs: Sequence[tuple[str, str]], targets: Targets) -> str | None:
+    """Why a region would be wrong once the classes have changed places, or None."""
+    names = [region.name for region in targets.regions]
+    try:
+        channels = find_mirrored_channels(pairs, targets)
+    except ConfigError:
+        return "the mirror image of a region would be no region: mirrored, it would be wrong"
+    for name, channel in zip(names, channels, strict=False):
+        partner = _other_side(name, names)
+        if partner is not None and names[channel] != partner:
+            return f"the region {name!r} names a side and would not become its partner on the other"
+        if partner is not None and _is_asymmetric(name):
+            return _tell_asymmetric(name)
+    return None
+
+
+def _other_side(name: str, names: Sequence[str]) -> str | None:
+    """What is called the same on the other side; "" where it is missing, None where no side is named."""
+    words = re.split(r"([\W_]+)", name)  # L1 is one word, and no side
     if not any(word.lower() in SIDES for word in words):
         return None
-    mirrored = [_swap(word) for word in words]
-    wanted = "".join(mirrored).lower()
-    clear = any(word.lower() in ("left", "right") for word in words)
-    return next((other for other in class_names if other.lower() == wanted), "" if clear else None)
+    wanted = "".join(SIDES.get(word.lower(), word) for word in words).lower()
+    return next((other for other in names if other.lower() == wanted), "")
 
 
-def _swap(word: str) -> str:
-    return SIDES.get(word.lower(), word)
+def _is_asymmetric(name: str) -> bool:
+    return any(word.startswith(ASYMMETRIC) for word in re.split(r"[\W_]+", name.lower()))
+
+
+def _tell_asymmetric(name: str) -> str:
+    return (
+        f"{name!r} may differ in shape from its partner, as left and right ventricles, atria, lungs and "
+        "their lobes, bronchi, coronary and other great vessels do: mirrored, it would be wrong"
+    )
 
 
 def choose_augmentation(

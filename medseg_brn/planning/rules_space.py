@@ -7,7 +7,8 @@ import numpy as np
 
 from medseg_brn.cases.fingerprint import Fingerprint
 from medseg_brn.planning import recipe
-from medseg_brn.planning.choice import Choice, times
+from medseg_brn.planning.choice import Choice
+from medseg_brn.reports.wording import times
 
 Spacing = tuple[float, float, float]
 
@@ -39,15 +40,20 @@ def _tell_spread(fingerprint: Fingerprint) -> str:
 
 
 def coarsen_spacing(
-    spacing: Choice[Spacing], fingerprint: Fingerprint, shape: Sequence[int], patch: Sequence[int]
+    spacing: Choice[Spacing],
+    fingerprint: Fingerprint,
+    shape: Sequence[int],
+    patch: Sequence[int],
+    patch_told: str = "an affordable patch",
 ) -> Choice[Spacing]:
-    """Larger voxels where an affordable patch holds too little of a scan; else the same choice.
+    """Larger voxels where the largest patch holds too little of a scan; else the same choice.
 
     Args:
         spacing: what was chosen first.
         fingerprint: of the dataset.
         shape: the median scan's voxels at that size.
-        patch: what the budgets allow at that size.
+        patch: the largest at that size.
+        patch_told: what it is, by what keeps it from being larger.
     """
     own_mm = spacing.value
     share = math.prod(patch) / math.prod(shape)
@@ -60,7 +66,7 @@ def coarsen_spacing(
     edge = min(own_mm)
     while held < recipe.LEAST_PATCH_SHARE:
         edge *= 1.05
-        x, y, z = (size if size >= edge else round(edge, 2) for size in own_mm)
+        x, y, z = (size if size >= edge else float(f"{edge:.3g}") for size in own_mm)
         voxel_ml = x * y * z / 1000
         if edge > recipe.COARSEST_SPACING_MM or smallest_ml < recipe.LEAST_STRUCTURE_VOXELS * voxel_ml:
             break
@@ -68,8 +74,8 @@ def coarsen_spacing(
     if chosen == own_mm:
         return spacing
     reason = (
-        f"{spacing.reason}; but of a scan of {times(shape)} voxels at {times(own_mm)} mm an affordable patch "
-        f"would hold 1/{1 / share:.0f}, too little to know where it is: with larger voxels 1/{1 / held:.0f}"
+        f"{spacing.reason}; but of a scan of {times(shape)} voxels at {times(own_mm)} mm {patch_told} would "
+        f"hold 1/{1 / share:.0f}, too little to know where it is: with larger voxels 1/{1 / held:.0f}"
     )
     return Choice(chosen, reason)
 

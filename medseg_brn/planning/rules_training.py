@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from medseg_brn.planning import recipe
 from medseg_brn.planning.choice import Choice
+from medseg_brn.reports.wording import tell_duration
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,16 @@ def choose_steps(pace: Pace, patches_per_epoch: float, batch_size: int) -> tuple
         patches_per_epoch: patches that hold as many voxels as the training cases.
         batch_size: patches of a step.
     """
-    left = pace.time_seconds - pace.validation_seconds - pace.setup_seconds
+    validations = 1 + (recipe.VALIDATIONS if _validates_on_the_way(pace) else 0)
+    left = pace.time_seconds - validations * pace.validation_seconds - pace.setup_seconds
     steps = math.floor(left / pace.step_seconds)
-    epochs = max(recipe.MOST_EPOCHS * patches_per_epoch / batch_size, recipe.LEAST_STEPS)
-    told = f"{tell_seconds(max(left, 0))} for steps of {pace.step_seconds:.3g} s"
+    epochs = recipe.MOST_EPOCHS * patches_per_epoch / batch_size
+    told = f"{tell_duration(max(left, 0))} for steps of {pace.step_seconds:.3g} s"
     if steps < recipe.LEAST_STEPS:
         needed = pace.time_seconds - left + recipe.LEAST_STEPS * pace.step_seconds
         warning = (
-            f"{tell_seconds(pace.time_seconds)} are too short: the least that teaches anything, "
-            f"{recipe.LEAST_STEPS} steps, takes {tell_seconds(needed)}; give more --time"
+            f"{tell_duration(pace.time_seconds)} are too short: the least that teaches anything, "
+            f"{recipe.LEAST_STEPS} steps, takes {tell_duration(needed)}; give more --time"
         )
         return Choice(
             recipe.LEAST_STEPS, f"{told} are too few; this is the least that teaches anything"
@@ -84,6 +86,14 @@ def choose_folds(num_patients: int) -> tuple[Choice[int], Choice[int | None]]:
     return Choice(folds, f"{num_patients} patients"), Choice(0, f"1/{folds} of the patients are held out")
 
 
+def count_held_out(num_cases: int, num_patients: int) -> float:
+    """Cases of the fold that `choose_folds` holds out, where patients have equally many; 0 where none is."""
+    folds, fold = choose_folds(num_patients)
+    if fold.value is None:
+        return 0.0
+    return math.ceil(num_patients / folds.value) * num_cases / num_patients
+
+
 def choose_workers(device: str, cores: int) -> Choice[int]:
     """Loader processes."""
     if cores == 1:
@@ -94,29 +104,25 @@ def choose_workers(device: str, cores: int) -> Choice[int]:
 
 def choose_validation_every(steps: int, pace: Pace) -> Choice[int | None]:
     """Steps between validations during the run."""
-    cost = recipe.VALIDATIONS * pace.validation_seconds
     if not pace.validation_seconds:
         return Choice(None, "nothing is held out")
-    if cost > recipe.VALIDATION_SHARE * pace.time_seconds:
-        told = f"one takes {tell_seconds(pace.validation_seconds)}: at the end only"
+    if not _validates_on_the_way(pace):
+        told = f"one takes {tell_duration(pace.validation_seconds)}: at the end only"
         return Choice(None, told)
-    told = f"one takes about {tell_seconds(pace.validation_seconds)}: {recipe.VALIDATIONS} on the way"
+    told = f"one takes about {tell_duration(pace.validation_seconds)}: {recipe.VALIDATIONS} on the way"
     return Choice(max(1, math.ceil(steps / recipe.VALIDATIONS)), told)
+
+
+def _validates_on_the_way(pace: Pace) -> bool:
+    return recipe.VALIDATIONS * pace.validation_seconds <= recipe.VALIDATION_SHARE * pace.time_seconds
 
 
 def choose_checkpoint_every(steps: int, step_seconds: float) -> Choice[int]:
     """Steps between checkpoints."""
     every = max(1, min(steps, round(recipe.CHECKPOINT_SECONDS / step_seconds)))
-    return Choice(every, f"about every {tell_seconds(every * step_seconds)}: what a killed run loses at most")
-
-
-def tell_seconds(seconds: float) -> str:
-    """A duration as a person says it: 42 s, 7 min, 3.2 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return Choice(
+        every, f"about every {tell_duration(every * step_seconds)}: what a killed run loses at most"
+    )
 
 
 def wanted_step_seconds(time_seconds: float) -> float:

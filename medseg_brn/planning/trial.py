@@ -9,6 +9,7 @@ record, and the memory is that of the worst case.
 import csv
 import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
@@ -108,9 +109,10 @@ def run_trial(order: TrialOrder) -> Trial:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         result = folder / "trial.json"
         if not result.is_file():
-            if done.returncode < 0:
+            if was_killed(done.returncode):
                 return KILLED
-            raise TrainingError(f"The planned network could not be tried: {done.stderr.strip()[-2000:]}")
+            told = done.stderr.strip()[-2000:] or f"its process ended with code {done.returncode}"
+            raise TrainingError(f"The planned network could not be tried: {told}")
         found = json.loads(result.read_text(encoding="utf-8"))
         if "error" in found:
             raise TrainingError(f"The planned network could not be tried: {found['error']}")
@@ -121,12 +123,29 @@ def _measure(folder: Path) -> dict[str, Any]:
     """What is written for the process that asked."""
     try:
         return _train(load_experiment(folder / "trial.yaml"), folder / "run").as_dict()
-    except MedsegError as error:
-        return {"error": str(error)}
-    except (MemoryError, RuntimeError) as error:  # torch has no error of its own for a CPU's memory
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        return KILLED.as_dict()
+    except (MedsegError, MemoryError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            return KILLED.as_dict()
+        if isinstance(error, MedsegError):
+            return {"error": str(error)}
+        raise
+
+
+def was_killed(code: int) -> bool:
+    """Whether a process ended as the system ends those for which memory does not suffice."""
+    return sys.platform != "win32" and code == -signal.SIGKILL
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error of training says that memory did not suffice, in its process or in a loader's."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    # torch has no error of its own for a CPU's memory, nor for a loader process that the system ended.
+    return "DefaultCPUAllocator" in str(error) or (
+        isinstance(error, TrainingError) and "DataLoader worker" in str(error)
+    )
 
 
 def _train(experiment: Experiment, folder: Path) -> Trial:
@@ -179,13 +198,11 @@ def write_manifest(folder: Path, dataset: Dataset, case: Case) -> Path:
     description: dict[str, Any] = {"labels": values, "name": dataset.name}
     if len(case.image_paths) == len(dataset.modalities):
         description["channel_names"] = dict(enumerate(dataset.modalities))
-    if dataset.regions:
-        description["labels"] = {dataset.class_names[0]: 0} | {
-            region.name: [dataset.label_values[index] for index in region.classes]
-            for region in dataset.regions
-        }
-        written = [dataset.label_values[region.written_class] for region in dataset.regions]
-        description["regions_class_order"] = written
+    regions = dataset.labels.region_values
+    if regions:
+        background = {dataset.class_names[0]: 0}
+        description["labels"] = background | {one.name: list(one.label_values) for one in regions}
+        description["regions_class_order"] = [one.written_value for one in regions]
     if dataset.ignore_value is not None:
         description["labels"]["ignore"] = dataset.ignore_value
     (folder / "cases.json").write_text(json.dumps(description), encoding="utf-8")

@@ -1,11 +1,13 @@
 """What a plan leaves: an experiment that a person can read, its numbers for programs, and a page.
 
-CONFIG.yaml    every option; above each one that a rule chose, why
-CONFIG.json    fingerprint, choices, prediction, what was measured
-CONFIG.html    pictures of the dataset and the choices
+CONFIG.yaml         every option; above each one that a rule chose, why
+CONFIG.plan.json    fingerprint, choices, prediction, what was measured
+CONFIG.plan.html    pictures of the dataset and the choices
 """
 
 import json
+import os
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ import yaml
 from medseg_brn.errors import ConfigError
 from medseg_brn.experiment import parse_experiment
 from medseg_brn.planning.planner import Plan
-from medseg_brn.planning.rules_training import tell_seconds
+from medseg_brn.planning.prediction import tell_owner
 from medseg_brn.reports.page import write_page
 from medseg_brn.reports.plan_report import PlanFacts, make_plan_page
+from medseg_brn.reports.wording import tell_duration
 from medseg_brn.volumes.atomic import write_text_atomic
 
 WIDTH = 110
@@ -32,18 +35,39 @@ def name_outputs(config_path: Path) -> tuple[Path, Path, Path]:
     """
     if config_path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{config_path} is no YAML file's name; call it {config_path.name}.yaml")
-    return config_path, config_path.with_suffix(".json"), config_path.with_suffix(".html")
+    return config_path, config_path.with_suffix(".plan.json"), config_path.with_suffix(".plan.html")
 
 
 def check_outputs(config_path: Path, force: bool) -> None:
-    """Find out before any work whether the outputs may be written.
+    """Find out before any work whether the outputs may and can be written.
 
     Raises:
-        ConfigError: one of them is there and `force` is false, or the name is none.
+        ConfigError: the name is none; its folder is missing or cannot be written to; one of the files is
+            there and `force` is false, or is there and is nothing that a plan wrote.
     """
-    there = [path for path in name_outputs(config_path) if path.exists()]
+    paths = name_outputs(config_path)
+    folder = config_path.parent
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}, where {config_path.name} is to be written, is no folder; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be written to; name a file in another folder")
+    there = [path for path in paths if path.exists()]
     if there and not force:
         raise ConfigError(f"{there[0]} is there already; name another file, or overwrite it by --force")
+    for path in there:
+        if not path.is_file() or (path.suffix == ".json" and not _is_plan(path)):
+            raise ConfigError(
+                f"{path} is there already and is no plan's file; name another file than {paths[0]}"
+            )
+
+
+def _is_plan(path: Path) -> bool:
+    """Whether a JSON file is what `describe_plan` gives."""
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and {"prediction", "choices", "fingerprint"} <= described.keys()
 
 
 def write_plan(plan: Plan, config_path: Path) -> None:
@@ -54,7 +78,7 @@ def write_plan(plan: Plan, config_path: Path) -> None:
         DataError: a file cannot be written, or a case for the page's pictures cannot be read.
     """
     yaml_path, json_path, html_path = name_outputs(config_path)
-    text = dump_plan(plan, yaml_path.name)
+    text = dump_plan(plan, yaml_path)
     if parse_experiment(yaml.safe_load(text), str(yaml_path)) != plan.experiment:
         raise ConfigError(f"{yaml_path} would not be read back as it was planned; please report this")
     page = make_plan_page(_make_facts(plan, yaml_path.name, text))
@@ -63,13 +87,13 @@ def write_plan(plan: Plan, config_path: Path) -> None:
     write_text_atomic(yaml_path, text)
 
 
-def dump_plan(plan: Plan, name: str) -> str:
-    """The experiment as YAML, each chosen option under the reason for it."""
+def dump_plan(plan: Plan, path: Path) -> str:
+    """The experiment as YAML, each chosen option under the reason for it; `path` is where it will be."""
     lines = [
         *_comment(
             f"{plan.dataset.name}: {plan.fingerprint.num_cases} cases, planned by medseg-brn plan.", ""
         ),
-        f"#   medseg-brn train {name} -o RUN",
+        f"#   medseg-brn train {_printable(shlex.quote(str(path)))} -o RUN",  # on one line, however long
         *_comment(tell_prediction(plan), ""),
         *(line for warning in plan.warnings for line in _comment(f"Warning: {warning}", "")),
         *_comment(
@@ -88,9 +112,9 @@ def tell_prediction(plan: Plan) -> str:
     how = "measured" if cost.measured else "not measured"
     return (
         f"Predicted ({how}, {cost.machine}): {cost.step_seconds:.3g} s a step, "
-        f"{tell_seconds(cost.training_seconds)} for {plan.experiment.training.steps} steps, "
-        f"{tell_seconds(cost.validation_seconds)} for validation, {tell_seconds(cost.total_seconds)} in all; "
-        f"peak memory {cost.peak_memory_mb:.0f} MB."
+        f"{tell_duration(cost.training_seconds)} for {plan.experiment.training.steps} steps, "
+        f"{tell_duration(cost.validation_seconds)} for validation, {tell_duration(cost.total_seconds)} in "
+        f"all; peak memory {tell_owner(plan.machine.device)} {cost.peak_memory_mb:.0f} MB."
     )
 
 
@@ -166,6 +190,7 @@ def _make_facts(plan: Plan, name: str, text: str) -> PlanFacts:
         patch=plan.experiment.patches.size,
         choices=[(key, choice.value, choice.reason) for key, choice in plan.choices.items()],
         prediction=plan.prediction.as_dict(),
+        memory_owner=tell_owner(plan.machine.device),
         told=tell_prediction(plan),
         warnings=plan.warnings,
         config_text=text,

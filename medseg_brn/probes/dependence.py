@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.cases.targets import REGION_THRESHOLD, Targets
 from medseg_brn.errors import DataError
-from medseg_brn.probes.layers import compute_logits, compute_probabilities, eval_mode, training_norms
+from medseg_brn.probes.layers import apply_activation, compute_logits, eval_mode, training_norms
 
 _ANCHORS = 8
 """Items whose batchmates are exchanged."""
@@ -20,14 +21,18 @@ class Disparity:
     """How far the network in training mode is from the network in evaluation mode."""
 
     probability: float
-    """Mean |p_train - p_eval| over items, voxels and classes, in [0, 1]."""
+    """Mean |p_train - p_eval| over items, voxels and channels (classes, or regions), in [0, 1]."""
     dice: float | None
-    """Dice in evaluation minus Dice in training, mean over the foreground classes that occur, in [-1, 1];
-    None where no classes were given or none of them is foreground."""
+    """Dice in evaluation minus Dice in training, mean over the foreground classes (or regions) that occur, in
+    [-1, 1]; None where no classes were given or none of them is foreground."""
 
 
 def train_eval_disparity(
-    network: nn.Module, images: Tensor, batch_size: int, classes: Tensor | None = None
+    network: nn.Module,
+    images: Tensor,
+    batch_size: int,
+    classes: Tensor | None = None,
+    targets: Targets | None = None,
 ) -> Disparity:
     """The difference that the norms' training mode makes to the answers, all else in evaluation mode.
 
@@ -38,6 +43,8 @@ def train_eval_disparity(
         images: (N, C, ...); passed in batches of `batch_size`, the last incomplete one dropped.
         batch_size: items per batch.
         classes: (N, 1, ...) integers; Dice is that of all items' voxels together.
+        targets: what the channels are, and which class is ignored and counts in no Dice; by default each
+            channel is a class of its own, and none is ignored.
 
     Raises:
         DataError: fewer images than a batch has.
@@ -47,26 +54,43 @@ def train_eval_disparity(
     for start in range(0, batches * batch_size, batch_size):
         batch = images[start : start + batch_size]
         with torch.no_grad(), training_norms(network):
-            in_training = compute_probabilities(compute_logits(network, batch))
+            in_training = apply_activation(compute_logits(network, batch), targets)
         with torch.no_grad(), eval_mode(network):
-            in_evaluation = compute_probabilities(compute_logits(network, batch))
+            in_evaluation = apply_activation(compute_logits(network, batch), targets)
         difference += float((in_training.float() - in_evaluation.float()).abs().mean())
         if classes is not None:
             reference = classes[start : start + batch_size].to(in_training.device)
-            pair = [_overlap(probabilities, reference) for probabilities in (in_training, in_evaluation)]
+            answers = in_training, in_evaluation
+            pair = [_overlap(probabilities, reference, targets) for probabilities in answers]
             overlaps.append(torch.stack(pair))
     return Disparity(difference / batches, _dice_difference(overlaps))
 
 
-def _overlap(probabilities: Tensor, reference: Tensor) -> Tensor:
-    """(3, foreground classes): voxels in both prediction and reference, in the one, in the other."""
+def _overlap(probabilities: Tensor, reference: Tensor, targets: Targets | None) -> Tensor:
+    """(3, foreground classes, or regions): voxels in prediction and reference, in the one, in the other."""
+    if targets is not None and targets.regions:
+        return _overlap_of_regions(probabilities, reference, targets)
     if probabilities.size(1) == 1:
         predicted, count = (probabilities > 0.5).long(), 2
     else:
         predicted, count = probabilities.argmax(dim=1, keepdim=True), probabilities.size(1)
+    if targets is not None and targets.ignore_class is not None:
+        annotated = reference != targets.ignore_class
+        predicted, reference = predicted[annotated], reference[annotated]
     agreed = reference[predicted == reference]
     voxels = [torch.bincount(x.flatten().long(), minlength=count) for x in (agreed, predicted, reference)]
     return torch.stack([number[1:count] for number in voxels]).double()
+
+
+def _overlap_of_regions(probabilities: Tensor, reference: Tensor, targets: Targets) -> Tensor:
+    """(3, regions), as `_overlap`; a voxel lies in each region of more than 1/2."""
+    members = torch.from_numpy(targets.members()).to(reference.device)  # the ignore class is in no region
+    referenced = members[:, reference[:, 0]]  # (regions, N, ...)
+    predicted = (probabilities > REGION_THRESHOLD).movedim(1, 0)
+    if targets.ignore_class is not None:
+        predicted = predicted & (reference[:, 0] != targets.ignore_class)
+    counts = [mask.flatten(1).sum(1) for mask in (predicted & referenced, predicted, referenced)]
+    return torch.stack(counts).double()
 
 
 def _dice_difference(overlaps: list[Tensor]) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.cases.targets import Targets
 from medseg_brn.errors import DataError
 from medseg_brn.probes.dependence import backward_cross_talk, batchmate_dependence, train_eval_disparity
 from medseg_brn.probes.gradients import Loss, gradient_fidelity, gradient_noise_scale
@@ -61,6 +62,7 @@ def probe(
     *,
     batch_size: int | None = None,
     loss: Loss | None = None,
+    targets: Targets | None = None,
     patches: int = 96,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -102,14 +104,21 @@ def probe(
             Classes are integers (N, 1, ...) or (N, ...).
         batch_size: items per batch; the first batch's own by default.
         loss: of logits and classes; by default Dice without background, pooled over the batch, +
-            cross-entropy.
+            cross-entropy. With regions or an ignore class it must be given.
+        targets: what the channels are, and which class is ignored; by default each channel is a class of its
+            own, and none is ignored.
         patches: most items to take, in the loader's order.
         seed: of every random choice here; global random states are left to the loader.
         progress: called with the name of each part before it is measured.
 
     Raises:
-        DataError: no batches, patches of different shapes, or fewer than a batch has.
+        DataError: no batches, patches of different shapes, fewer than a batch has, or no loss for targets
+            that the default one is not for.
     """
+    if loss is None and targets is not None and (targets.regions or targets.ignore_class is not None):
+        raise DataError(
+            "the default loss knows no regions and no ignored voxels; give the loss that was trained with"
+        )
     pool = _gather(loader, patches, batch_size)
     tell = progress or (lambda part: None)
     generator = torch.Generator().manual_seed(seed)
@@ -119,7 +128,7 @@ def probe(
     layers = examine_layers(network, pool, order, trainable, generator)
     results: dict[str, float | None] = dict.fromkeys(NETWORK_METRICS)
     if trainable:
-        results |= _examine_answers(network, pool, order, seed, tell)
+        results |= _examine_answers(network, pool, order, seed, targets, tell)
         if pool.classes is not None and any(parameter.requires_grad for parameter in network.parameters()):
             tell("gradients")
             results |= _examine_gradients(network, pool, order, loss or default_loss)
@@ -189,12 +198,17 @@ def _can_train(network: nn.Module, pool: Pool) -> bool:
 
 
 def _examine_answers(
-    network: nn.Module, pool: Pool, order: Tensor, seed: int, tell: Callable[[str], None]
+    network: nn.Module,
+    pool: Pool,
+    order: Tensor,
+    seed: int,
+    targets: Targets | None,
+    tell: Callable[[str], None],
 ) -> dict[str, float | None]:
     tell("training against evaluation mode")
     chosen = order[: _DISPARITY_BATCHES * pool.batch_size]
     classes = None if pool.classes is None else pool.classes[chosen]
-    disparity = train_eval_disparity(network, pool.images[chosen], pool.batch_size, classes)
+    disparity = train_eval_disparity(network, pool.images[chosen], pool.batch_size, classes, targets)
     results = {"train_eval_disparity": disparity.probability, "dice_disparity": disparity.dice}
     tell("dependence on batchmates")
     if pool.batch_size == 1 or len(pool.images) > pool.batch_size:  # else there is one set of batchmates

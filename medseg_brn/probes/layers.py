@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from medseg_brn.cases.targets import Targets
 from medseg_brn.networks.normalization import has_batch_statistics
 from medseg_brn.networks.recomputation import FirstPasses
 
@@ -115,9 +116,10 @@ def compute_logits(network: nn.Module, images: Tensor) -> Tensor:
     return output
 
 
-def compute_probabilities(logits: Tensor) -> Tensor:
-    """Softmax over the channels of (N, K, ...); the sigmoid where there is one."""
-    return logits.softmax(dim=1) if logits.size(1) > 1 else logits.sigmoid()
+def apply_activation(logits: Tensor, targets: Targets | None = None) -> Tensor:
+    """Probabilities of logits (N, K, ...): softmax of classes; the sigmoid of regions, or of one channel."""
+    has_regions = targets is not None and bool(targets.regions)
+    return logits.sigmoid() if has_regions or logits.size(1) == 1 else logits.softmax(dim=1)
 
 
 def _computes_otherwise_in_training(layer: nn.Module) -> bool:

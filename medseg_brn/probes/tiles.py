@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medseg_brn.cases.targets import Targets
 from medseg_brn.errors import DataError
 from medseg_brn.probes.layers import (
     NORM_CLASSES,
+    apply_activation,
     compute_logits,
-    compute_probabilities,
     eval_mode,
     find_norm_layers,
 )
@@ -41,7 +42,11 @@ class TileMismatch:
 
 
 def tile_mismatch(
-    network: nn.Module, image: Tensor, tile_size: Sequence[int], multiple: Sequence[int] | None = None
+    network: nn.Module,
+    image: Tensor,
+    tile_size: Sequence[int],
+    multiple: Sequence[int] | None = None,
+    targets: Targets | None = None,
 ) -> TileMismatch:
     """What the norms' own statistics change when they come from a tile, all else equal.
 
@@ -61,6 +66,8 @@ def tile_mismatch(
             where a tile is longer than the volume it ends with it.
         multiple: what the network's input sizes must be multiples of; the image is padded with zeros at the
             upper ends up to that.
+        targets: what the channels are; exclusive classes by default. No reference is asked, so voxels that
+            would be ignored count as any other.
 
     Raises:
         DataError: sizes that do not fit each other.
@@ -70,18 +77,22 @@ def tile_mismatch(
     padded = _pad(image, multiple or [1] * len(size))
     whole: Box = tuple(slice(0, length) for length in size)
     inside: Box = (slice(None), *whole)
-    full = _predict_with_statistics_of(network, padded, whole)[inside]
+    full = _predict_with_statistics_of(network, padded, whole, targets)[inside]
     if not _find_measuring_layers(network):
         return TileMismatch(0.0, full, full)
     tiled = torch.empty_like(full)
     for tile in tiles:
         here: Box = (slice(None), *tile)
-        tiled[here] = _predict_with_statistics_of(network, padded, tile)[here]
+        tiled[here] = _predict_with_statistics_of(network, padded, tile, targets)[here]
     return TileMismatch(float((tiled - full).abs().mean()), tiled, full)
 
 
 def tile_mismatch_by_cropping(
-    network: nn.Module, image: Tensor, tile_size: Sequence[int], margin: int
+    network: nn.Module,
+    image: Tensor,
+    tile_size: Sequence[int],
+    margin: int,
+    targets: Targets | None = None,
 ) -> float:
     """Mean |p_tile - p_full| of tiles cut out and predicted alone, far from their borders.
 
@@ -93,6 +104,7 @@ def tile_mismatch_by_cropping(
         tile_size: voxels along each spatial axis, likewise multiples, so that tiles lie on the same grid.
         margin: voxels closer than this to a tile's border are left out; half the receptive field leaves
             nothing but the norms to differ.
+        targets: as for `tile_mismatch`.
 
     Raises:
         DataError: sizes that do not fit each other, or a margin that leaves no voxel.
@@ -106,11 +118,11 @@ def tile_mismatch_by_cropping(
             "take larger tiles, or tile_mismatch"
         )
     with torch.no_grad(), eval_mode(network):
-        full = compute_probabilities(compute_logits(network, image))
+        full = apply_activation(compute_logits(network, image), targets)
         differences = []
         for tile in tiles:
             here: Box = (slice(None), slice(None), *tile)
-            alone = compute_probabilities(compute_logits(network, image[here]))
+            alone = apply_activation(compute_logits(network, image[here]), targets)
             inner = tuple(slice(margin, side.stop - side.start - margin) for side in tile)
             differences.append((alone - full[here])[(slice(None), slice(None), *inner)].abs().mean())
     return float(torch.stack(differences).mean())
@@ -143,7 +155,9 @@ def _pad(image: Tensor, multiple: Sequence[int]) -> Tensor:
     return F.pad(image, [amount for count in reversed(missing) for amount in (0, count)])
 
 
-def _predict_with_statistics_of(network: nn.Module, padded: Tensor, region: Box) -> Tensor:
+def _predict_with_statistics_of(
+    network: nn.Module, padded: Tensor, region: Box, targets: Targets | None
+) -> Tensor:
     """Probabilities (K, ...) of the volume, padding included; norms measure only the region's features."""
     padded_size = padded.shape[2:]
 
@@ -155,7 +169,7 @@ def _predict_with_statistics_of(network: nn.Module, padded: Tensor, region: Box)
     with torch.no_grad(), eval_mode(network), ExitStack() as hooks:
         for layer in _find_measuring_layers(network):
             hooks.callback(layer.register_forward_hook(measure_region).remove)
-        return compute_probabilities(compute_logits(network, padded))[0]
+        return apply_activation(compute_logits(network, padded), targets)[0]
 
 
 def _find_measuring_layers(network: nn.Module) -> list[nn.Module]:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medseg_brn.errors import DataError, MedsegError
+from medseg_brn.errors import DataError
+from medseg_brn.reports.case_overlays import show_cases
 from medseg_brn.reports.evaluation_blocks import (
     make_case_table,
     make_class_table,
@@ -13,13 +14,10 @@ from medseg_brn.reports.evaluation_blocks import (
     make_tiles,
     mean_dice,
 )
-from medseg_brn.reports.overlays import LEGEND, draw_overlay
 from medseg_brn.reports.page import (
     Block,
     Cell,
     Column,
-    Figure,
-    Gallery,
     Link,
     Listing,
     Page,
@@ -30,13 +28,13 @@ from medseg_brn.reports.page import (
     Tiles,
     write_page,
 )
-from medseg_brn.volumes.reading import read_channels, read_volume
 
+REPORT_NAME = "report.html"
 WORST_CASES = 4
 OPTIONS = {
     "keep_largest": "keep the largest piece",
     "fill_holes": "fill holes",
-    "remove_below_mm3": "remove pieces below {:,.0f} mm³",
+    "remove_below_mm3": "remove pieces below {} mm³",
 }
 
 
@@ -60,7 +58,7 @@ def write_cross_validation_report(folder: Path) -> None:
         "each. Every case was segmented by a model that had not seen it."
     )
     page = Page(summary["name"], subtitle, [section for section in sections if section.blocks])
-    write_page(page, folder / "report.html")
+    write_page(page, folder / REPORT_NAME)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -97,6 +95,14 @@ def _describe_result(summary: dict[str, Any]) -> list[Block]:
                 "model is made of them; the same command with --resume goes on."
             )
         )
+    last = summary.get("final_run")
+    if last is not None and last["status"] != "finished":
+        blocks.append(
+            Paragraph(
+                f"Not finished: the last training, on all cases ({last['error']}). There is no model; the "
+                "same command with --resume goes on."
+            )
+        )
     spread = summary["spread_over_folds"]
     tiles = [*make_tiles(summary).tiles]
     if spread["dice_mean_sd"] is not None:
@@ -111,7 +117,11 @@ def _describe_result(summary: dict[str, Any]) -> list[Block]:
     after = summary["postprocessed"]
     if after is not None:
         tiles.append(
-            Tile("With post-processing", f"{after['dice_mean']:.3f}", "mean Dice, as the model does it")
+            Tile(
+                "With post-processing",
+                f"{after['dice_mean']:.3f}",
+                "mean Dice; the rules were chosen on these same cases, so that new ones gain less",
+            )
         )
     return [*blocks, Tiles(tiles), _with_intervals(summary), make_dice_figure(summary)]
 
@@ -171,12 +181,14 @@ def describe_postprocessing(decision: dict[str, Any]) -> list[Block]:
     chosen = "; ".join(f"{name}: {say_rule(rule)}" for name, rule in rules.items()) or "none"
     text = (
         f"Chosen: {chosen}. A rule is kept where it raises the structure's out-of-fold Dice by more than "
-        "chance (the 95 % interval of the difference, paired over cases, lies above 0) and lowers no other "
-        "structure's. A structure that neither map has counts as Dice 1 here, so that a false alarm removed "
-        "is a gain."
+        "chance (the interval of the difference, paired over 5 cases or more, lies above 0) and lowers no "
+        "other structure's, and where all rules together lower none's. The intervals are so wide that chance "
+        "passes for help in one of twenty decisions at most, however much is tried. A structure that neither "
+        "map has counts as Dice 1 here, so that a false alarm removed is a gain."
     )
     columns = [Column("Structure"), Column("Tried"), Column("Dice before", ".4f"), Column("after", ".4f")]
-    columns += [Column("Difference", "+.4f"), Column("95 % interval"), Column("Kept")]
+    confidence = decision["tried"][0]["confidence"] if decision["tried"] else 0.95
+    columns += [Column("Difference", "+.4f"), Column(f"{confidence:.2%} interval"), Column("Kept")]
     rows: list[list[Cell]] = [
         [
             trial["structure"],
@@ -184,7 +196,7 @@ def describe_postprocessing(decision: dict[str, Any]) -> list[Block]:
             trial["dice_before"],
             trial["dice_after"],
             trial["difference"],
-            say_interval(trial["interval_95"]),
+            say_interval(trial["interval"]),
             _say_kept(trial),
         ]
         for trial in decision["tried"]
@@ -197,7 +209,14 @@ def describe_postprocessing(decision: dict[str, Any]) -> list[Block]:
 
 def say_rule(rule: dict[str, Any]) -> str:
     """A post-processing rule in words; empty where it does nothing."""
-    return ", ".join(words.format(rule[option]) for option, words in OPTIONS.items() if rule.get(option))
+    return ", ".join(
+        words.format(_say_number(rule[option])) for option, words in OPTIONS.items() if rule.get(option)
+    )
+
+
+def _say_number(value: float) -> str:
+    """Three digits: 0.25, 27.5, 12,400."""
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def say_interval(interval: list[float] | None) -> str | None:
@@ -214,22 +233,13 @@ def _say_kept(trial: dict[str, Any]) -> str:
 def _describe_worst(folder: Path, summary: dict[str, Any]) -> list[Block]:
     """Overlays of the cases with the lowest mean Dice, worst first."""
     scored = [(dice, case) for case in summary["cases"] if (dice := mean_dice(case)) is not None]
-    figures, problems = [], []
-    for dice, case in sorted(scored, key=lambda pair: (pair[0], pair[1]["case"]))[:WORST_CASES]:
-        label = f"{case['case']}, held out by fold {case['fold']}, mean Dice {dice:.3f}"
-        try:
-            drawn = draw_overlay(
-                read_channels(Path(case["image"]))[0],
-                read_volume(Path(case["reference"])),
-                read_volume(folder / case["prediction"]),
-                f"{label}: axial, coronal and sagittal slice, {LEGEND}",
-                ignore_value=summary.get("ignore_value"),
-            )
-        except MedsegError as error:
-            problems.append(Paragraph(f"{label}: not drawn. {error}"))
-        else:
-            figures.append(Figure(drawn, f"{label} ({LEGEND})"))
-    return [Gallery(figures, wide=True), *problems]
+    worst = sorted(scored, key=lambda pair: (pair[0], pair[1]["case"]))[:WORST_CASES]
+    labelled = [
+        (f"{case['case']}, held out by fold {case['fold']}, mean Dice {dice:.3f}", case)
+        for dice, case in worst
+    ]
+    # an absolute path stays what it is
+    return show_cases(labelled, lambda path: folder / path, summary.get("ignore_value"))
 
 
 def _make_case_table(summary: dict[str, Any]) -> Table:
@@ -248,55 +258,3 @@ def _describe_experiment(folder: Path) -> list[Block]:
     if not path.is_file():
         return []
     return [Listing("Every option (cross_validation.yaml)", path.read_text(encoding="utf-8"))]
-
-
-def write_choice_report(folder: Path) -> None:
-    """Writes `choice.html` beside a `choice.json`, whole or not at all.
-
-    Raises:
-        DataError: there is no `choice.json`, or it is damaged.
-    """
-    path = folder / "choice.json"
-    try:
-        choice = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); run medseg-brn models choose again") from None
-    names = list(choice["summary"]["classes"])
-    columns = [Column("Candidate"), Column("Mean Dice", ".4f"), Column("Difference", "+.4f")]
-    columns += [Column("95 % interval"), Column("Networks", "d"), Column("Weights (MB)", ".1f")]
-    columns += [Column(f"{name}: Dice", ".3f") for name in names]
-    rows: list[list[Cell]] = [
-        [
-            f"{row['name']} (chosen)" if row["name"] == choice["chosen"] else row["name"],
-            row["dice_mean"],
-            row["from_best"]["difference"],
-            say_interval(row["from_best"]["interval_95"]),
-            row["networks_per_fold"],
-            row["weights_bytes_per_fold"] / 1e6,
-            *(row["classes"].get(name) for name in names),
-        ]
-        for row in choice["candidates"]
-    ]
-    caption = (
-        f"Mean over {choice['cases']} cases, each segmented by models that had not seen it; difference from "
-        "the best, paired over cases. Networks and weights are those of one fold."
-    )
-    blocks: list[Block] = [Paragraph(choice["reason"]), Table(caption, columns, rows)]
-    blocks += [
-        Paragraph(f"Not averaged: {name}, because {reason}.")
-        for name, reason in choice["not_averaged"].items()
-    ]
-    after = choice["postprocessed"]
-    measured = [make_class_table(choice if after is None else {"summary": after})]
-    sections = [
-        Section("Candidates", blocks),
-        Section("Post-processing", describe_postprocessing(choice["postprocessing"])),
-        Section("The chosen one, structure by structure", measured),
-    ]
-    page = Page(
-        f"Chosen: {choice['chosen']}",
-        "Configurations compared by cross-validation. The simplest is taken of those that cannot be told "
-        "from the best.",
-        sections,
-    )
-    write_page(page, folder / "choice.html")

@@ -23,6 +23,7 @@ from medseg_brn.reports.page import (
     Tile,
     Tiles,
 )
+from medseg_brn.reports.wording import tell_duration, times
 from medseg_brn.volumes.volume import Volume
 
 AXES = ("left-right", "back-front", "foot-head")
@@ -40,6 +41,7 @@ class PlanFacts:
         patch: size in voxels of it.
         choices: option, value and reason, in the order of the file.
         prediction: of the run's cost, see `planning.prediction`.
+        memory_owner: whose memory is predicted, as in "of the GPU".
         told: the same in a sentence.
         config_text: the experiment's file.
     """
@@ -51,6 +53,7 @@ class PlanFacts:
     patch: tuple[int, int, int]
     choices: Sequence[tuple[str, Any, str]]
     prediction: Mapping[str, Any]
+    memory_owner: str
     told: str
     warnings: Sequence[str]
     config_text: str
@@ -86,10 +89,14 @@ def _describe_plan(facts: PlanFacts) -> list[Block]:
     how = "measured on this network" if cost["measured"] else "not measured: from a rough model"
     steps = next((value for key, value, _ in facts.choices if key == "training.steps"), None)
     tiles = [
-        Tile("Total time", _tell_duration(cost["total_seconds"]), f"{steps} steps, validation included"),
+        Tile("Total time", tell_duration(cost["total_seconds"]), f"{steps} steps, validation included"),
         Tile("Per step", f"{cost['step_seconds']:.3g} s", how),
-        Tile("Peak memory", f"{cost['peak_memory_mb'] * 2**20 / 1e9:.2f} GB", how),
-        Tile("Patch", _times(facts.patch), f"voxels of {_times(facts.spacing_mm)} mm"),
+        Tile(
+            "Peak memory",
+            f"{cost['peak_memory_mb'] * 2**20 / 1e9:.2f} GB",
+            f"{facts.memory_owner}, {how}",
+        ),
+        Tile("Patch", times(facts.patch), f"voxels of {times(facts.spacing_mm)} mm"),
     ]
     warnings = [Paragraph(f"Warning: {warning}.") for warning in facts.warnings]
     return [Tiles(tiles), *warnings, Paragraph(facts.told)]
@@ -132,7 +139,7 @@ def _draw_case(dataset: Dataset, case: CaseFacts) -> Any:
 def _tell_case(case: CaseFacts) -> str:
     site = f", site {case.site}" if case.site is not None else ""
     return (
-        f"{case.name}{site}: {_times(case.shape)} voxels of {_times(case.spacing_mm)} mm, "
+        f"{case.name}{site}: {times(case.shape)} voxels of {times(case.spacing_mm)} mm, "
         f"{sum(case.class_volumes_ml[1:]):,.1f} ml of foreground"
     )
 
@@ -173,7 +180,7 @@ def _draw_axes(
         axes.set_title(title)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        median = _times(np.median(values, axis=0))
+        median = times(np.median(values, axis=0))
         caption = f"Median {median}; each dot is a case" + (f", orange: {marked}." if marked else ".")
         return Figure(make_svg(figure, f"{title} along the three axes. {caption}"), caption)
 
@@ -269,16 +276,6 @@ def tell_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _tell_duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _times(values: Sequence[float] | np.ndarray) -> str:
-    return " × ".join(f"{value:.4g}" for value in values)
 
 
 def _number(value: float) -> str:

@@ -1,12 +1,12 @@
 """The report of a training run: what was trained, how it went, how good it is, what it cost."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from medseg_brn.errors import MedsegError
+from medseg_brn.reports.case_overlays import show_cases
 from medseg_brn.reports.curves import draw_curve, draw_points
+from medseg_brn.reports.diagnosis.cases import find_suspects
 from medseg_brn.reports.diagnosis.course import share_waiting
 from medseg_brn.reports.diagnosis.finding import Finding
 from medseg_brn.reports.diagnosis.section import describe_diagnosis, diagnose, write_diagnosis
@@ -19,11 +19,9 @@ from medseg_brn.reports.evaluation_blocks import (
     mean_dice,
     pick_best_median_worst,
 )
-from medseg_brn.reports.overlays import LEGEND, draw_overlay
 from medseg_brn.reports.page import (
     Block,
     Facts,
-    Figure,
     Gallery,
     Listing,
     Page,
@@ -34,7 +32,7 @@ from medseg_brn.reports.page import (
     write_page,
 )
 from medseg_brn.reports.run_record import RunRecord, read_run
-from medseg_brn.volumes.reading import read_channels, read_volume
+from medseg_brn.reports.wording import tell_duration, times
 
 
 def write_run_report(run_folder: Path) -> tuple[Finding, ...]:
@@ -50,10 +48,11 @@ def write_run_report(run_folder: Path) -> tuple[Finding, ...]:
     """
     run = read_run(run_folder)
     network = run.experiment.network
-    findings = diagnose(run)
+    suspects = find_suspects(run.patches)
+    findings = diagnose(run, suspects)
     sections = (
         Section("Result", _describe_result(run)),
-        Section("Diagnosis", describe_diagnosis(run, findings)),
+        Section("Diagnosis", describe_diagnosis(run, findings, suspects)),
         Section("Segmentations", _describe_segmentations(run)),
         Section("Cases", [make_case_table(run.evaluation)] if run.evaluation is not None else []),
         Section("Training", _describe_training(run)),
@@ -65,7 +64,7 @@ def write_run_report(run_folder: Path) -> tuple[Finding, ...]:
         f"for {_steps_done(run)} of {run.experiment.training.steps} steps."
     )
     page = Page(run.experiment.name, subtitle, [section for section in sections if section.blocks])
-    write_diagnosis(run, findings)
+    write_diagnosis(run, findings, suspects)
     write_page(page, run_folder / "report.html")
     return findings
 
@@ -93,25 +92,11 @@ def _describe_segmentations(run: RunRecord) -> list[Block]:
     """Overlays of the best, the median and the worst case, best first."""
     if run.evaluation is None:
         return []
-    figures, problems = [], []
-    for role, case in pick_best_median_worst(run.evaluation).items():
-        label = f"{role}: {case['case']}, mean Dice {mean_dice(case):.3f}"
-        try:
-            figures.append(Figure(_draw_case(run, case, label), f"{label} ({LEGEND})"))
-        except MedsegError as error:
-            problems.append(Paragraph(f"{label}: not drawn. {error}"))
-    return [Gallery(figures, wide=True), *problems]
-
-
-def _draw_case(run: RunRecord, case: dict[str, Any], label: str) -> Any:
-    image, reference, prediction = (run.locate(case[name]) for name in ("image", "reference", "prediction"))
-    return draw_overlay(
-        read_channels(image)[0],
-        read_volume(reference),
-        read_volume(prediction),
-        f"{label}: axial, coronal and sagittal slice, {LEGEND}",
-        ignore_value=run.split.get("ignore_value"),
-    )
+    labelled = [
+        (f"{role}: {case['case']}, mean Dice {mean_dice(case):.3f}", case)
+        for role, case in pick_best_median_worst(run.evaluation).items()
+    ]
+    return show_cases(labelled, run.locate, run.split.get("ignore_value"))
 
 
 def _describe_training(run: RunRecord) -> list[Block]:
@@ -164,7 +149,7 @@ def _describe_cost(run: RunRecord) -> list[Block]:
     tiles = [
         Tile(
             "Training time",
-            _tell_duration(float(seconds.sum())),
+            tell_duration(float(seconds.sum())),
             "sum over the steps, validation not counted",
         ),
         Tile("Per step", f"{median * 1000:.0f} ms", f"median; {patches / median:.1f} patches per second"),
@@ -191,7 +176,7 @@ def _describe_experiment(run: RunRecord) -> list[Block]:
         if dataset.fold is None
         else f"{dataset.fold} of {dataset.folds}",
         "Cases": f"{trained} trained on, {held_out} held out",
-        "Patches": f"{_times(experiment.patches.size)} voxels, batch size {training.batch_size}{passes}",
+        "Patches": f"{times(experiment.patches.size)} voxels, batch size {training.batch_size}{passes}",
         "Network": f"{network.encoder} encoder, channels {', '.join(map(str, network.channels))}",
         "Normalization": _say(network.norm) + standardized,
         "Optimizer": f"{training.optimizer}, learning rate {training.learning_rate:g} ({training.decay})",
@@ -211,19 +196,5 @@ def _steps_done(run: RunRecord) -> int:
     return int(steps[-1]) if steps.size else 0
 
 
-def _tell_duration(seconds: float) -> str:
-    """Seconds as a person would say them: 42 s, 7 min 5 s, 3 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.3g} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def _say(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return " × ".join(map(str, size))

@@ -14,7 +14,7 @@ from medseg_brn.errors import DataError, DivergenceError, TrainingError
 from medseg_brn.networks.normalization import freeze_statistics, set_renorm_step
 from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
 from medseg_brn.reports.step_records import StepRecord
-from medseg_brn.training.diagnosis.divergence import Divergence, trace_divergence
+from medseg_brn.training.diagnosis.divergence import Divergence, find_spoilt_statistics, trace_divergence
 from medseg_brn.training.distributed import Processes, merge_statistics, share_gradients
 from medseg_brn.training.losses import Loss
 from medseg_brn.training.schedules import (
@@ -90,8 +90,8 @@ def run_steps(
     `after_pass` of each forward and backward pass, `on_divergence` of what is then raised.
 
     Raises:
-        DivergenceError: the loss or the gradient is not finite; the message names the step, the cases, and
-            the layer in which it began. The optimizer has not made the step.
+        DivergenceError: loss, gradient or running statistics are not finite; the message names the step, the
+            cases, and the layer in which it began. The optimizer has not made the step.
     """
     training = experiment.training
     schedule = compute_renorm_schedule(experiment.network, training.steps)
@@ -116,8 +116,11 @@ def run_steps(
             trained.append(batch)
             losses.append(_backward(network, batch, loss_function, training.accumulation, dtype, after_pass))
         loss, norm = sum(losses) / len(losses), _clip_gradients(state.network, training.gradient_clip)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if math.isfinite(loss) and math.isfinite(norm):
+            cause = find_spoilt_statistics(state.network, trained)
+        else:
             cause = trace_divergence(state.network, trained, loss_function, dtype)
+        if cause is not None:
             cases = cause.cases or sorted({case for batch in trained for case in batch["cases"]})
             divergence = Divergence(step + 1, loss, norm, tuple(cases), cause)
             if on_divergence is not None:

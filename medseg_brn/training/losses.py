@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from medseg_brn.cases.targets import Targets
+from medseg_brn.config import Experiment
 from medseg_brn.errors import ConfigError
 from medseg_brn.training.dice_cross_entropy import Membership, dice_cross_entropy
 
@@ -35,7 +36,7 @@ def make_loss(
             the weight of the class or region.
 
     Raises:
-        ConfigError: `class_weights` names something else, or holds a weight that is not above 0.
+        ConfigError: `class_weights` names something else.
     """
     membership = _make_membership(targets, _choose_weights(targets, class_weights or {}))
 
@@ -53,17 +54,22 @@ def make_loss(
     return loss
 
 
+def make_loss_of(experiment: Experiment, targets: Targets) -> Loss:
+    """The loss that the experiment is trained with; see `make_loss`."""
+    return make_loss(
+        targets,
+        deep_supervision=experiment.network.deep_supervision,
+        class_weights=experiment.training.class_weights,
+    )
+
+
 def _make_membership(targets: Targets, weights: Sequence[float]) -> Membership:
     """What the network's channels stand for, given one weight per channel."""
-    covered = [region.classes for region in targets.regions] or [(k,) for k in range(targets.num_classes)]
-    members = torch.zeros(len(covered), max(targets.num_classes, 1 + (targets.ignore_class or 0)))
-    for channel, classes in enumerate(covered):
-        members[channel, list(classes)] = 1
     dice_weights = torch.tensor(weights, dtype=torch.float64)
     if not targets.regions:
         dice_weights[0] = 0  # the background
     return Membership(
-        members,
+        torch.from_numpy(targets.members()).float(),
         dice_weights / dice_weights.sum(),
         torch.tensor(weights, dtype=torch.float64),
         exclusive=not targets.regions,
@@ -74,15 +80,13 @@ def _make_membership(targets: Targets, weights: Sequence[float]) -> Membership:
 def _choose_weights(targets: Targets, given: Mapping[str, float]) -> list[float]:
     """One weight per channel of the logits."""
     names = targets.structure_names if targets.regions else targets.class_names
-    for name, weight in given.items():
+    for name in given:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0)
             raise ConfigError(
                 f"training.class_weights names {name!r}, which the network does not learn; it learns "
                 f"{', '.join(names)}; the nearest: {', '.join(nearest)}"
             )
-        if not weight > 0:
-            raise ConfigError(f"training.class_weights gives {name!r} the weight {weight}; give one above 0")
     return [given.get(name, 1.0) for name in names]
 
 

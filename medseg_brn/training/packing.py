@@ -24,6 +24,7 @@ def save_trained_model(
     validation: dict[str, Any] | None = None,
 ) -> None:
     """Write `run_folder/model`; `validation` is the summary of the held-out cases' evaluation, once known."""
+    augmentation = experiment.patches.augmentation
     description = ModelDescription(
         name=experiment.name,
         network=experiment.network,
@@ -33,6 +34,7 @@ def save_trained_model(
         modalities=data.dataset.modalities,
         preprocessing=data.preprocessing,
         patch_size=experiment.patches.size,
+        mirrored_classes=augmentation.mirrored_classes if augmentation is not None else (),
         inference=experiment.inference,
         training=summarize_training(run_folder, experiment, data) | {"validation": validation},
         licence=data.dataset.licence,

@@ -35,7 +35,7 @@ from medseg_brn.training.distributed import Processes, join_processes
 from medseg_brn.training.folder import open_run_folder
 from medseg_brn.training.keeping import Keeper
 from medseg_brn.training.loop import make_loader, run_steps
-from medseg_brn.training.losses import make_loss
+from medseg_brn.training.losses import make_loss_of
 from medseg_brn.training.packing import save_trained_model
 from medseg_brn.training.recording import Recorder
 from medseg_brn.training.state import TrainingState, check_network, make_state
@@ -130,18 +130,13 @@ def _run_steps(
         )
     stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
     batches = make_loader(stream, experiment, first_step, processes)
-    loss_function = make_loss(
-        data.dataset.targets,
-        deep_supervision=experiment.network.deep_supervision,
-        class_weights=experiment.training.class_weights,
-    )
     steps = partial(
         run_steps,
         state,
         batches,
         experiment,
         first_step,
-        loss_function=loss_function,
+        loss_function=make_loss_of(experiment, data.dataset.targets),
         dtype=dtype,
         processes=processes,
     )

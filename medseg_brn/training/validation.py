@@ -14,7 +14,7 @@ from medseg_brn.cases.dataset import Case, Dataset
 from medseg_brn.cases.targets import Targets
 from medseg_brn.config import Experiment
 from medseg_brn.evaluation.evaluate import evaluate_case
-from medseg_brn.evaluation.overlap import compute_dice_from_confusion, count_confusion
+from medseg_brn.evaluation.overlap import compute_dice_from_confusion, count_confusion, cut_ignored
 from medseg_brn.evaluation.results import CaseEvaluation, Evaluation
 from medseg_brn.inference.prediction import Options, compute_scores
 from medseg_brn.inference.predictor import Predictor
@@ -49,9 +49,7 @@ def validate_quickly(
             scores = compute_scores([predictor], [np.array(case.image())], options, scratch)
             label_map = np.concatenate([targets.decide(slab) for slab in scores.slabs])
         reference = np.array(case.label_map())
-        if targets.ignore_class is not None:
-            ignored = reference == targets.ignore_class
-            label_map[ignored], reference[ignored] = 0, 0
+        cut_ignored(label_map, reference, targets.ignore_class)
         confusion = count_confusion(label_map, reference, targets.num_classes)
         dice.append(compute_dice_from_confusion(confusion, targets.structures.values()))
     per_class = np.array(dice)

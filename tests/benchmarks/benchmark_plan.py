@@ -30,12 +30,13 @@ def measure(dataset: str, folder: Path, options: argparse.Namespace) -> dict[str
     """Plan, train, compare; what an earlier start of the benchmark finished is not done again."""
     config, run = folder / "plan.yaml", folder / "run"
     if not config.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         run_command("plan", dataset, "-o", config, "--time", options.time, "--device", options.device)
     if not (run / "report.html").is_file():
         shorter = ("-s", f"training.steps={options.steps}", "-s", "training.validate_every=null")
         resumed = ("--resume",) if (run / "config.yaml").is_file() else ()
         run_command("train", config, "-o", run, *shorter, *resumed)
-    return check_prediction(config.with_suffix(".json"), run)
+    return check_prediction(config.with_suffix(".plan.json"), run)
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
         for repetition in range(options.repetitions):
             folder = options.output / f"{name}_{repetition}"
             found.append(measure(dataset, folder, options))
-            told = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+            told = json.loads((folder / "plan.plan.json").read_text(encoding="utf-8"))
             print(
                 f"{name:<20} {_tell(found[-1])}   patch {told['experiment']['patches']['size']}, "
                 f"predicted {told['prediction']['step_seconds']:.3f} s, "

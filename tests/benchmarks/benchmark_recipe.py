@@ -35,7 +35,7 @@ VARIANTS = {
     "sgd": ("training.optimizer=sgd", "training.learning_rate=0.02", "training.decay=polynomial"),
     "polynomial": ("training.decay=polynomial",),
     "residual": ("network.encoder=residual", "network.encoder_blocks=1"),
-    "deep_supervision": ("network.deep_supervision=true",),
+    "no_deep_supervision": ("network.deep_supervision=false",),
     "batch_1": ("training.batch_size=1",),
     "batch_4": ("training.batch_size=4",),
     "plain_weights": ("network.weight_standardization=false",),

@@ -20,3 +20,9 @@ def test_of_regions_the_last_above_one_half_is_written() -> None:
     core = [0.5, 0.4, 0.8, 0.7]
     assert targets.decide(np.array([whole, core], np.float32)).tolist() == [0, 1, 2, 2]
     assert (targets.num_outputs, targets.structures) == (2, {"whole": (1, 2), "core": (2,)})
+
+
+def test_channels_stand_for_classes() -> None:
+    assert Targets(("background", "a")).members().tolist() == [[True, False], [False, True]]
+    regions = Targets(("background", "edema", "core"), REGIONS, ignore_class=3)
+    assert regions.members().tolist() == [[False, True, True, False], [False, False, True, False]]

@@ -22,20 +22,27 @@ def medseg(*arguments: object) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_a_phantom_is_planned_and_the_plan_is_trained(tmp_path: Path):
     folder = make_phantom(tmp_path / "heads", cases=4, voxel_mm=6)
-    config = tmp_path / "plan" / "heads.yaml"
+    config = tmp_path / "heads.yaml"
     done = medseg("plan", folder, "-o", config, "--time", "3m", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    for part in ("patches.size", "median of 4 cases", "s a step", "heads.yaml", "heads.json", "heads.html"):
+    for part in (
+        "patches.size",
+        "median of 4 cases",
+        "s a step",
+        "heads.yaml",
+        "heads.plan.json",
+        "heads.plan.html",
+    ):
         assert part in done.stdout
     experiment = load_experiment(config)
     assert Path(experiment.dataset.path) == folder
     assert (experiment.dataset.folds, experiment.dataset.fold) == (4, 0)
-    told = json.loads(config.with_suffix(".json").read_text())
+    told = json.loads(config.with_suffix(".plan.json").read_text())
     assert told["prediction"]["measured"] is True
     assert told["fingerprint"]["class_cases"]["brain"] == 4
     assert told["choices"]["patches.size"]["value"] == list(experiment.patches.size)
     assert len(told["shapes_at_target_spacing"]) == 4
-    page = config.with_suffix(".html").read_text()
+    page = config.with_suffix(".plan.html").read_text()
     assert page.count("<img") == 3, "three example cases"
     assert "Why" not in page and "z-scored by scan" in page
 
@@ -48,7 +55,7 @@ def test_a_phantom_is_planned_and_the_plan_is_trained(tmp_path: Path):
         "train", config, "-o", run, "-s", "training.steps=12", "-s", "training.validate_every=null"
     )
     assert trained.returncode == 0, trained.stderr
-    ratios = check_prediction(config.with_suffix(".json"), run)
+    ratios = check_prediction(config.with_suffix(".plan.json"), run)
     assert set(ratios) == {"step_seconds", "peak_memory_mb"}
     # Memory does not depend on the machine's load; time is for tests/benchmarks/benchmark_plan.py.
     assert ratios["peak_memory_mb"] == pytest.approx(1, abs=0.25)
@@ -57,17 +64,19 @@ def test_a_phantom_is_planned_and_the_plan_is_trained(tmp_path: Path):
 def test_a_bad_dataset_is_one_message_and_leaves_nothing(tmp_path: Path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset.json").write_text('{"labels": ')
+    (tmp_path / "out").mkdir()
     done = medseg("plan", tmp_path / "data", "-o", tmp_path / "out" / "plan.yaml")
     assert (done.returncode, done.stdout) == (1, "")
     assert "dataset.json, line 1, column 12" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("-o", "plan.txt"), "plan.txt is no YAML file's name; call it plan.txt.yaml"),
+        (("-o", "new/plan.yaml"), "new, where plan.yaml is to be written, is no folder; make it first"),
         (("-o", "plan.yaml", "--time", "soon"), "Time 'soon' is no duration"),
         (("-o", "plan.yaml", "--memory", "lots"), "Memory 'lots' is no amount of memory"),
     ],

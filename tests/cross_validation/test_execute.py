@@ -15,9 +15,11 @@ import yaml
 
 from medseg_brn.config import Experiment
 from medseg_brn.cross_validation.execute import run_cross_validation
+from medseg_brn.cross_validation.final import EXPECTED
 from medseg_brn.cross_validation.fold import Fold, do_fold
 from medseg_brn.cross_validation.watching import read_last_step
-from medseg_brn.errors import ConfigError
+from medseg_brn.errors import ConfigError, DataError
+from medseg_brn.experiment import dump_experiment
 from medseg_brn.models.package import load_model
 
 slow = pytest.mark.slow
@@ -90,8 +92,8 @@ def test_the_model_is_the_ensemble_and_says_how_good_its_members_are(finished):
     assert len({member.preprocessing.spacing_mm for member in model.members}) == 1
     told = model.description.training["cross_validation"]
     expected = read(finished / "summary.json")
-    expected = expected["postprocessed"] or expected["summary"]
-    assert told["out_of_fold"] == expected
+    assert told["out_of_fold"] == expected["summary"]
+    assert told["out_of_fold_postprocessed"] == expected["postprocessed"]
     assert "not evaluated itself" in told["meaning"]
     configs = [yaml.safe_load((finished / f"fold_{fold}" / "config.yaml").read_text()) for fold in range(3)]
     assert [config["dataset"]["fold"] for config in configs] == [0, 1, 2]
@@ -167,17 +169,39 @@ def test_a_fold_that_fails_leaves_the_others_and_the_exit_code_tells(
     shutil.copytree(finished, folder)
     (folder / "fold_1" / "done.json").unlink()
     (folder / "fold_1" / "config.yaml").write_text("seed: none\n")
-    shutil.rmtree(folder / "model")
+    (folder / "fold_2" / "done.json").unlink()
+    (folder / "data" / "fold_2" / "split.json").write_text("damaged")  # its cases cannot be prepared
     failed = run_command("train", tiny_config, "-o", folder, "--all-folds", "--resume")
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     assert "fold_1 failed: " in failed.stderr
-    assert "Failed: fold_1; no model was made" in failed.stdout
+    assert "fold_2 failed: " in failed.stderr
+    assert "Failed: fold_1, fold_2; no model was made" in failed.stdout
     summary = read(folder / "summary.json")
-    assert [fold["status"] for fold in summary["per_fold"]] == ["finished", "failed", "finished"]
-    assert (summary["summary"]["cases"], len(summary["cases"])) == (4, 4)
+    assert [fold["status"] for fold in summary["per_fold"]] == ["finished", "failed", "failed"]
+    assert (summary["summary"]["cases"], len(summary["cases"])) == (2, 2)
     assert not (folder / "model").exists()
-    assert "Not finished: fold 1" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "Not finished: fold 1, fold 2" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+@slow
+def test_a_last_training_that_fails_leaves_no_model(finished, wider, tiny_config, run_command, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(wider, folder)
+    (folder / "all" / "done.json").unlink()
+    (folder / "all" / "config.yaml").write_text("seed: none\n")
+    options = ("-s", "network.channels=[6,8]", "-s", "training.steps=8", "--final", "single", "--resume")
+    failed = run_command("train", tiny_config, "-o", folder, "--all-folds", *options)
+    assert failed.returncode == 1
+    assert "Failed: all; no model was made" in failed.stdout
+    assert not (folder / "model").exists()
+    summary = read(folder / "summary.json")
+    assert summary["final_run"]["status"] == "failed"
+    assert summary["final_run"]["error"] in failed.stderr
+    assert "Not finished: the last training" in (folder / "report.html").read_text(encoding="utf-8")
+    refused = run_command("models", "choose", finished, folder, "-o", tmp_path / "chosen")
+    assert refused.returncode == 1
+    assert "the last training, on all cases" in refused.stderr
 
 
 @slow
@@ -195,7 +219,12 @@ def test_configurations_are_compared_and_one_becomes_the_model(finished, wider, 
     assert len(list(pair.glob("*.nii.gz"))) == 6
     _check_averaged(pair, finished, wider)
     networks = {"small": 3, "wide": 1, "small+wide": 4, "wide+small": 4}
-    assert len(load_model(output).members) == networks[choice["chosen"]]
+    model = load_model(output)
+    assert len(model.members) == networks[choice["chosen"]]
+    kind = {"small": "ensemble", "wide": "single"}.get(choice["chosen"], "pair")
+    told = model.description.training["cross_validation"]
+    assert told["meaning"].startswith(f"{EXPECTED[kind]} The configuration was chosen among others")
+    assert told["out_of_fold"] == choice["summary"]
     assert "Post-processing" in (output / "choice.html").read_text(encoding="utf-8")
     times = {path: path.stat().st_mtime_ns for path in pair.iterdir()}
     assert run_command(*arguments).returncode == 0
@@ -214,14 +243,21 @@ def _check_averaged(pair: Path, *runs: Path) -> None:
     assert np.mean(written == expected) > 0.999  # bf16 decides near-ties
 
 
-def make_experiment(path: Path) -> Experiment:
+def make_experiment(path: Path, **training: object) -> Experiment:
     return Experiment.model_validate(
         {
             "dataset": {"path": str(path), "folds": 3},
             "network": {"channels": (4, 8)},
-            "training": {"steps": 1},
+            "training": {"steps": 1, "batch_size": 2, **training},
         }
     )
+
+
+def write_beginning(folder: Path, experiment: Experiment) -> None:
+    """What stands in the folder as soon as its cross-validation begins."""
+    dataset = experiment.dataset.model_copy(update={"fold": None})
+    begun = experiment.model_copy(update={"dataset": dataset})
+    (folder / "cross_validation.yaml").write_text(dump_experiment(begun), encoding="utf-8")
 
 
 def test_whatever_goes_wrong_in_a_fold_is_its_result(tmp_path):
@@ -230,6 +266,49 @@ def test_whatever_goes_wrong_in_a_fold_is_its_result(tmp_path):
     assert (result.name, result.status) == ("fold_0", "failed")
     assert "nowhere" in result.error
     assert not fold.is_done
+
+
+def test_what_nobody_expected_keeps_its_traceback(phantom, tmp_path):
+    fold = Fold(make_experiment(phantom), tmp_path / "run" / "fold_0", "no path")
+    path = fold.folder / "traceback.txt"
+    result = do_fold(fold)
+    assert result.error.startswith("TypeError: ")
+    assert f"the traceback stands in {path}" in result.error
+    assert path.read_text(encoding="utf-8").startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 5}, r"training.steps \(10 → 5; it can be raised, not lowered\)"),
+        ({"learning_rate": 0.5}, r"training.learning_rate \(.* → 0.5; fold_1 learnt with the former value\)"),
+        ({"gradient_clip": 3.0, "steps": 20}, r"training.gradient_clip \(.* → 3.0; fold_1 learnt"),
+        ({"batch_size": 7}, r"training.batch_size \(2 → 7\)"),
+    ],
+)
+def test_a_change_that_cannot_be_honoured_is_refused_before_anything_is_written(changes, message, tmp_path):
+    experiment = make_experiment(tmp_path / "nowhere", steps=10, precision="fp32")
+    folder = tmp_path / "run"
+    (folder / "fold_1").mkdir(parents=True)
+    write_beginning(folder, experiment)
+    (folder / "fold_1" / "done.json").write_text("{}")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    changed = make_experiment(tmp_path / "nowhere", **{"steps": 10, "precision": "auto", **changes})
+    with pytest.raises(ConfigError, match=f"cannot go on with other options: {message}"):
+        run_cross_validation(changed, folder, resume=True)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_can_be_honoured_is_not_refused(tmp_path):
+    """More steps, and another learning rate before any fold is done; then the dataset is missing."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    begun = make_experiment(tmp_path / "nowhere", steps=10, precision="fp32")
+    write_beginning(folder, begun)
+    with pytest.raises(DataError, match="nowhere"):
+        run_cross_validation(
+            make_experiment(tmp_path / "nowhere", steps=20, learning_rate=0.5), folder, resume=True
+        )
 
 
 @pytest.mark.parametrize("found", ["file", "folder"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from medseg_brn.cases.case import Case
 from medseg_brn.cases.dataset import Dataset
@@ -39,9 +40,10 @@ def decide(tmp_path):
         refer: Callable[[np.ndarray, int], None] = lambda array, number: None,
         given: dict[str, PostprocessingConfig] | None = None,
         regions: tuple[Region, ...] = (),
+        cases: int = CASES,
     ) -> Decision:
         predictions = []
-        for number in range(CASES):
+        for number in range(cases):
             reference = make_reference()
             refer(reference, number)
             predicted = reference.copy()
@@ -93,12 +95,70 @@ def test_the_largest_piece_is_kept_where_that_helps_and_not_where_it_harms(decid
     assert not trials["vessel", "keep_largest"].kept
 
 
-def test_pieces_below_the_smallest_of_the_references_are_removed(decide):
+def test_pieces_smaller_than_those_of_the_references_are_removed(decide):
     def predict(array: np.ndarray, number: int) -> None:
         array[15, 0, : 3 + number % 3] = VALUES["vessel"]
 
     decision = decide(predict)
     assert decision.rules == {"vessel": PostprocessingConfig(remove_below_mm3=8 * 2)}
+
+
+def test_a_slip_of_the_annotator_does_not_set_the_smallest_size(decide):
+    """256 pieces of 16 mm³ and one of 2: their 1st percentile is 16."""
+
+    def refer(array: np.ndarray, number: int) -> None:
+        array[8:] = 0
+        for shift in np.ndindex(2, 2, 2):
+            array[8 + shift[0] :: 4, shift[1] :: 4, shift[2] :: 4] = VALUES["vessel"]
+        if number == 0:
+            array[6, 14, 14] = VALUES["vessel"]
+
+    def predict(array: np.ndarray, number: int) -> None:
+        array[0, 15, : 3 + number % 3] = VALUES["vessel"]
+
+    assert decide(predict, refer).rules == {"vessel": PostprocessingConfig(remove_below_mm3=16)}
+
+
+def test_what_helps_in_one_of_many_trials_is_chance(decide):
+    def predict(array: np.ndarray, number: int) -> None:
+        array[15, 0, : max(0, number - 2)] = VALUES["organ"]
+
+    decision = decide(predict)
+    gains = [1 - 250 / (250 + max(0, number - 2)) for number in range(CASES)]
+    trial = next(trial for trial in decision.trials if trial.added == "keep_largest")
+    assert trial.gain.mean == pytest.approx(np.mean(gains))
+    # By itself it would pass; of two structures' three options, 12 trials may come.
+    probability = stats.ttest_1samp(gains, 0).pvalue
+    assert 0.05 / 12 < probability < 0.05
+    assert trial.gain.confidence == pytest.approx(1 - 0.05 / 12)
+    assert decision.rules == {}
+
+
+@pytest.mark.parametrize(("cases", "helps"), [(2, False), (4, False), (5, True)])
+def test_few_cases_show_nothing_however_alike_they_are(decide, cases, helps):
+    def predict(array: np.ndarray, number: int) -> None:
+        array[15, 0, :4] = VALUES["organ"]
+
+    assert bool(decide(predict, cases=cases).rules) == helps
+
+
+def test_rules_that_do_harm_together_are_not_both_kept(decide):
+    """Taking a false organ out of a vessel's cavity lets the vessel fill it."""
+
+    def refer(array: np.ndarray, number: int) -> None:
+        array[8:] = 0
+        array[8:14, 8:14, 8:14] = VALUES["vessel"]
+        array[10:12, 10:12, 10:12] = 0
+
+    def predict(array: np.ndarray, number: int) -> None:
+        array[10:12, 10:12, 10:12] = VALUES["organ"]
+        array[9, 9, 9 : 10 + number % 2] = 0  # a hole
+
+    decision = decide(predict, refer)
+    assert decision.rules == {"organ": PostprocessingConfig(keep_largest=True)}
+    (dropped,) = [trial for trial in decision.trials if trial.harmed is not None]
+    assert (dropped.structure, dropped.added, dropped.harmed) == ("vessel", "fill_holes", "vessel")
+    assert dropped.gain.low > 0
 
 
 def test_rules_are_added_one_on_top_of_the_other(decide):
@@ -144,9 +204,22 @@ def test_a_structure_whose_rule_was_given_is_left_alone(decide):
     assert {trial.structure for trial in decision.trials} == {"vessel"}
 
 
-def test_a_class_is_judged_by_the_regions_that_cover_it(decide):
+def test_regions_have_rules_of_their_own(decide):
+    """All but the smallest pieces of both classes together, of 8 voxels, are removed."""
     regions = (Region("everything", (1, 2), 1), Region("vessels", (2,), 2))
     decision = decide(add_organ_strays, regions=regions)
-    assert decision.rules == {"organ": PostprocessingConfig(keep_largest=True)}
+    assert decision.rules == {"everything": PostprocessingConfig(remove_below_mm3=8 * 2)}
     before = [2 * 141 / (141 + 141 + 3 + number % 3 + number % 2) for number in range(CASES)]
     assert decision.trials[0].dice_before == pytest.approx(np.mean(before))
+    assert {trial.structure for trial in decision.trials} == {"everything", "vessels"}
+
+
+def test_what_an_inner_region_loses_is_no_hole_in_the_one_around_it(decide):
+    def predict(array: np.ndarray, number: int) -> None:
+        array[2, 2, 2 : 3 + number % 3] = VALUES["vessel"]  # inside the organ
+
+    regions = (Region("everything", (1, 2), 1), Region("vessels", (2,), 2))
+    decision = decide(predict, regions=regions)
+    assert decision.rules == {"vessels": PostprocessingConfig(remove_below_mm3=8 * 2)}
+    (kept,) = (trial for trial in decision.trials if trial.kept)
+    assert (kept.dice_after, kept.harmed) == (1.0, None)

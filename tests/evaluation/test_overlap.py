@@ -6,9 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from medseg_brn.evaluation.overlap import compute_dice, count_confusion
+from medseg_brn.evaluation.overlap import compute_dice_from_confusion, count_confusion, cut_ignored
 
 label_maps = arrays(np.uint8, (3, 4, 2), elements=st.integers(0, 3))
+
+
+def compute_dice(prediction: np.ndarray, reference: np.ndarray, num_classes: int) -> np.ndarray:
+    """Dice of each class but the background."""
+    confusion = count_confusion(prediction, reference, num_classes)
+    return compute_dice_from_confusion(confusion, [(label,) for label in range(1, num_classes)])
 
 
 def naive_dice(prediction: np.ndarray, reference: np.ndarray, label: int) -> float:
@@ -67,3 +73,11 @@ def test_label_out_of_range_is_refused(label):
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 2, 3\).*\(3, 2, 1\)"):
         compute_dice(np.zeros((1, 2, 3), int), np.zeros((3, 2, 1), int), 2)
+
+
+def test_what_is_to_be_ignored_becomes_background_in_both():
+    prediction, reference = np.array([1, 2, 0, 1]), np.array([3, 2, 3, 0])
+    cut_ignored(prediction, reference, 3)
+    assert (prediction.tolist(), reference.tolist()) == ([0, 2, 0, 1], [0, 2, 0, 0])
+    cut_ignored(prediction, reference, None)
+    assert (prediction.tolist(), reference.tolist()) == ([0, 2, 0, 1], [0, 2, 0, 0])

@@ -151,6 +151,8 @@ def test_a_model_of_classes_says_nothing_of_regions(tmp_path, network, descripti
         ({"written_value": 7}, r"'tumour' has the values \[7\]"),
         ({"written_value": 40}, r"written with \[40, 40\], which repeats"),
         ({"label_values": ()}, "at least 1 item"),
+        ({"label_values": (40,), "written_value": 10}, "written as 10, which is none of its values"),
+        ({"name": "core"}, "called core, core, which repeats a name"),
     ],
 )
 def test_regions_that_cannot_be_are_refused(regions, changes, message):
@@ -182,8 +184,19 @@ def test_a_case_becomes_files_of_regions(tmp_path, save):
     assert core["volume_ml"] == pytest.approx((label_map == 40).sum() / 1000)
 
 
-def test_rules_are_for_the_classes_as_written(save, regions):
-    """Only the largest piece of the core is kept; the others become background."""
+def test_a_region_written_with_an_inner_region_s_value_is_refused(regions):
+    plain = regions.model_dump(mode="json")
+    plain |= {"class_names": ["background", "a", "b", "c"], "label_values": [0, 10, 40, 70]}
+    plain["regions"] = [
+        {"name": "tumour", "label_values": [10, 40, 70], "written_value": 40},
+        {"name": "core", "label_values": [40, 70], "written_value": 70},
+    ]
+    with pytest.raises(ValidationError, match="'tumour' is written as 40, which belongs to 'core'"):
+        ModelDescription.model_validate(plain)
+
+
+def test_rules_are_for_regions_and_tear_no_holes_into_those_around(save, regions):
+    """Only the largest piece of the core is kept; the others stay tumour."""
     settings = {"postprocessing": {"core": {"keep_largest": True}}}
     own = ModelDescription.model_validate(regions.model_dump() | {"inference": settings})
     folder = save("model", 0)
@@ -191,4 +204,8 @@ def test_rules_are_for_the_classes_as_written(save, regions):
     before = load_model(folder, "cpu", "fp32").predict(_scan()).array
     after = Model.from_network(network.eval(), own, CPU, torch.float32).predict(_scan()).array
     assert 0 < (after == 40).sum() < (before == 40).sum()
-    np.testing.assert_array_equal(after == 10, before == 10)
+    np.testing.assert_array_equal(after > 0, before > 0)
+    with pytest.raises(ValidationError, match=r"names 'label 10', which is no structure.* tumour, core"):
+        ModelDescription.model_validate(
+            regions.model_dump() | {"inference": {"postprocessing": {"label 10": {}}}}
+        )

@@ -114,6 +114,15 @@ def test_no_patch_is_placed_on_a_voxel_to_be_ignored(tmp_path, wants_foreground)
     assert drawn == ({1} if wants_foreground else {0})
 
 
+def test_where_no_background_is_annotated_patches_are_placed_on_foreground(tmp_path):
+    label_map = np.full((6, 5, 4), IGNORED, np.uint8)
+    label_map[2, 2, 2] = 1
+    case = make_case(tmp_path / "a", label_map, ignore_class=IGNORED)
+    rng = np.random.default_rng(0)
+    drawn = {tuple(map(int, draw_voxel(case, False, None, rng, has_ignored=True))) for _ in range(50)}
+    assert drawn == {(2, 2, 2)}
+
+
 def test_cases_are_grouped_by_the_classes_they_have(tmp_path):
     both = make_case(tmp_path / "both", make_label_map(c1=(0, 0, 0), c2=(1, 1, 1)))
     one = make_case(tmp_path / "one", make_label_map(c1=(0, 0, 0)))

@@ -116,3 +116,13 @@ def test_a_class_of_few_cases_is_met_as_often_as_any_other(tmp_path):
     assert 150 < drawn.count("rare") < 250
     by_case = PatchStream([*cases, rare], PLAIN, 0, TARGETS)
     assert [by_case[index]["case"] for index in range(10)].count("rare") == 1
+
+
+def test_every_patch_has_a_voxel_that_is_annotated(tmp_path):
+    case = make_case(tmp_path, "case", shape=(40, 40, 40))
+    label_map = np.load(case.label_path)
+    label_map[label_map == 0] = 2  # to be ignored: no background is annotated, and no patch is to look at it
+    np.save(case.label_path, label_map)
+    config = PLAIN.model_copy(update={"foreground_fraction": 0.0})
+    stream = PatchStream([case], config, 0, Targets(TARGETS.class_names, ignore_class=2))
+    assert all((stream[index]["label"] == 1).any() for index in range(20))

@@ -37,7 +37,7 @@ def test_patches_shrink_before_networks_do():
 
 def test_width_is_given_up_before_patches_get_uncomfortable():
     found = choose_candidate(pose((200, 200, 200)), Budget(0.3, 8e9, 4e-11))
-    assert found.width < 1
+    assert found.network.channels[0] < 16
     assert math.prod(found.patch) >= 48**3 / 2
 
 
@@ -48,12 +48,12 @@ def test_memory_is_won_by_computing_activations_again():
         for memory in (1.2e9, 0.9e9, 0.75e9)
     ]
     assert [candidate.checkpointing for candidate in found] == [False, True, True]
-    assert [candidate.width for candidate in found] == [1, 1, 0.5]
+    assert [candidate.network.channels[0] for candidate in found] == [32, 32, 16]
 
 
 def test_where_nothing_fits_the_smallest_is_taken():
     found = choose_candidate(pose((200, 200, 200)), Budget(1e-9, 1.0, 2e-11))
-    assert (found.width, found.batch_size) == (0.5, 1)
+    assert (found.network.channels[0], found.batch_size) == (8, 1)
     assert math.prod(found.patch) <= 16**3
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg_brn.planning.rules_network import choose_blocks, choose_channels, choose_levels
+from medseg_brn.planning.rules_network import choose_blocks, choose_channels, choose_levels, tell_kernels
 
 TWO = (2, 2, 2)
 ONE = (1, 1, 1)
@@ -43,6 +43,22 @@ def test_a_thin_scan_is_nearly_two_dimensional():
 def test_a_single_slice_has_flat_kernels():
     levels = choose_levels((64, 64, 1), (1, 1, 1))
     assert {kernel[2] for kernel in levels.kernels} == {1}
+
+
+@pytest.mark.parametrize(
+    ("size", "spacing", "reason"),
+    [
+        ((24, 24, 24), (1, 1, 1), "3 voxels along every axis: none is more than twice as coarse as another"),
+        ((24, 24, 1), (1, 1, 1), "1 along axis 2, which has a single voxel"),
+        (
+            (64, 64, 8),
+            (1, 1, 6),
+            "1 along an axis that is more than twice as coarse as the finest one, until they are alike",
+        ),
+    ],
+)
+def test_flat_kernels_have_their_reason(size, spacing, reason):
+    assert tell_kernels(choose_levels(size, spacing)) == reason
 
 
 def test_patches_are_the_nearest_multiples():

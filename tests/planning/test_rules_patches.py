@@ -33,7 +33,7 @@ def test_classes_of_few_cases(make_fingerprint):
     assert rare == {"cyst": 1}, "half the cases are enough, and what no case has cannot be drawn"
     choice = choose_foreground_by(rare, 4)
     assert (choice.value, "cyst is in 1 of 4 cases" in choice.reason) == ("class", True)
-    assert choose_foreground_by({}, 4).value == "case"
+    assert choose_foreground_by({}, 4).reason.startswith("every class that is there at all")
     assert choose_foreground_fraction((100,) * 3, (100,) * 3, {"cyst": 1e-5}, rare).value == 0.5
 
 
@@ -59,19 +59,76 @@ def test_regions_are_weighed_by_their_own_volumes(make_fingerprint):
         (["lung_left", "lung_right", "middle_lobe_right"], (), ()),
         (["femur_l", "femur_r"], (0,), (("femur_l", "femur_r"),)),
         (["vertebrae_L1", "vertebrae_T12"], (), ()),
+        (["vertebrae_L1", "vertebrae_R1"], (), ()),
+        (["L1", "R1"], (), ()),
+        (["left ventricle", "right ventricle", "myocardium"], (), ()),
+        (["heart_atrium_left", "heart_atrium_right", "kidney_left", "kidney_right"], (), ()),
+        (["left upper lobe", "left lower lobe", "right upper lobe", "right lower lobe"], (), ()),
+        (["eye globe left", "eye globe right"], (0,), (("eye globe left", "eye globe right"),)),
+        (["kidney left", "kidney right", "femur_l"], (), ()),
     ],
 )
 def test_mirroring(names, axes, pairs):
-    flips, mirrored = choose_mirroring(names)
+    flips, mirrored = choose_mirroring(Targets(("background", *names)))
     assert (flips.value, mirrored.value) == (axes, pairs)
 
 
 def test_a_class_without_partner_is_named():
-    assert "'middle_lobe_right' names a side" in choose_mirroring(["lung", "middle_lobe_right"])[0].reason
+    targets = Targets(("background", "lung", "middle_lobe_right"))
+    assert "'middle_lobe_right' names a side" in choose_mirroring(targets)[0].reason
 
 
-def test_a_single_letter_without_partner_is_no_side():
-    assert "no class names a side" in choose_mirroring(["vertebrae_L1"])[0].reason
+def test_two_sides_are_counted_as_two_classes_and_one_pair():
+    flips, pairs = choose_mirroring(Targets(("background", "kidney left", "kidney right")))
+    assert flips.reason.startswith("1 pair of left and right")
+    assert pairs.reason.startswith("2 classes name a side")
+
+
+def test_structures_that_differ_in_shape_are_told():
+    reason = choose_mirroring(Targets(("background", "Left Ventricle", "Right Ventricle")))[0].reason
+    assert reason.startswith("'Left Ventricle' may differ in shape from its partner")
+
+
+def test_a_letter_with_a_number_is_no_side():
+    assert "no class names a side" in choose_mirroring(Targets(("background", "vertebrae_L1")))[0].reason
+
+
+SIDED = (Region("left core", (2,), 2), Region("right core", (4,), 4))
+
+
+@pytest.mark.parametrize(
+    ("names", "regions", "axes", "reason"),
+    [
+        (
+            ("left edema", "left core", "right edema", "right core"),
+            (Region("left tumour", (1, 2), 1), Region("right tumour", (3, 4), 3), *SIDED),
+            (0,),
+            "2 pairs of left and right",
+        ),
+        (
+            ("label 1", "left core", "label 3", "right core"),
+            (Region("left tumour", (1, 2), 1), Region("right tumour", (3, 4), 3), *SIDED),
+            (),
+            "mirror image of a region would be no region",
+        ),
+        (
+            ("label 1", "left core", "label 3", "right core"),
+            (Region("whole", (1, 2, 3, 4), 1), Region("left wing", (3,), 3), *SIDED),
+            (),
+            "the region 'left wing' names a side",
+        ),
+        (
+            ("label 1", "label 2"),
+            (Region("left", (1,), 1), Region("right", (2,), 2)),
+            (),
+            "no class names a side",
+        ),
+    ],
+)
+def test_regions_have_a_say_in_mirroring(names, regions, axes, reason):
+    flips, pairs = choose_mirroring(Targets(("background", *names), regions))
+    assert (flips.value, bool(pairs.value)) == (axes, bool(axes))
+    assert reason in flips.reason
 
 
 def test_bias_fields_are_of_large_mri(make_fingerprint):

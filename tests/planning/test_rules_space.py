@@ -46,6 +46,15 @@ def test_voxels_stay_small_where_a_structure_is(make_fingerprint):
     assert choice.value == (1.05, 1.05, 1.05)
 
 
+def test_voxels_of_a_micrometre_stay_above_zero(make_fingerprint):
+    """1/512 of the scan is held, so edges become at least 16 ** (1 / 3) times as long: 2.53 µm."""
+    found = make_fingerprint([(0.001, 0.001, 0.001)], (512, 512, 512), {"cell": [1_500_000]})
+    spacing = Choice((0.001, 0.001, 0.001), "median")
+    choice = coarsen_spacing(spacing, found, (512, 512, 512), (64, 64, 64), "the largest patch")
+    assert choice.value == (0.00253,) * 3
+    assert "the largest patch would hold 1/512" in choice.reason
+
+
 def test_coarsening_begins_with_the_finest_axes(make_fingerprint):
     found = make_fingerprint([(0.5, 0.5, 2)], (512, 512, 100), {"liver": [1_500_000]})
     choice = coarsen_spacing(Choice((0.5, 0.5, 2.0), "median"), found, (512, 512, 100), (128, 128, 32))

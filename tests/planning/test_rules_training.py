@@ -13,7 +13,7 @@ from medseg_brn.planning.rules_training import (
     choose_steps,
     choose_validation_every,
     choose_workers,
-    tell_seconds,
+    count_held_out,
     wanted_step_seconds,
 )
 
@@ -22,6 +22,14 @@ def test_steps_fill_the_time():
     """1800 s less 60 and 40 are 1700 s, of 1 s each."""
     steps, warning = choose_steps(Pace(1.0, 60, 40, 1800), patches_per_epoch=166, batch_size=2)
     assert (steps.value, warning) == (1700, None)
+
+
+def test_validations_on_the_way_take_time_from_the_steps():
+    """Four on the way and one at the end, 10 s each: 1800 s less 50 are 1750 s, of 1 s each."""
+    steps, _ = choose_steps(Pace(1.0, 10, 0, 1800), patches_per_epoch=166, batch_size=2)
+    assert steps.reason.startswith("29 min for steps"), "1750 s"
+    longer, _ = choose_steps(Pace(0.1, 80, 0, 10_000), patches_per_epoch=10**6, batch_size=2)
+    assert longer.value == 96_000, "9600 s, not 9920"
 
 
 def test_small_datasets_are_not_gone_through_forever():
@@ -50,6 +58,14 @@ def test_averaging_is_the_shipped_experiments():
 def test_folds(patients, folds, fold):
     found = choose_folds(patients)
     assert (found[0].value, found[1].value) == (folds, fold)
+
+
+@pytest.mark.parametrize(
+    ("cases", "patients", "held_out"), [(10, 10, 2), (208, 208, 42), (6, 1, 0), (6, 3, 2), (1, 1, 0)]
+)
+def test_whole_patients_are_held_out(cases, patients, held_out):
+    """Of 208 patients in five folds the first has 42; six scans of one patient cannot be split."""
+    assert count_held_out(cases, patients) == held_out
 
 
 def test_workers_leave_the_training_process_a_core():
@@ -83,7 +99,3 @@ def test_durations(text, seconds):
 def test_what_is_no_duration(text):
     with pytest.raises(ConfigError, match="30m, 2h"):
         parse_duration(text)
-
-
-def test_durations_are_told_as_people_say_them():
-    assert [tell_seconds(value) for value in (0.25, 42, 420, 7200)] == ["0.25 s", "42 s", "7 min", "2.0 h"]

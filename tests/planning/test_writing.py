@@ -1,9 +1,12 @@
 """The three files of a plan: whole, readable, and never written over without being told."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from medseg_brn.cases.dataset import read_dataset
 from medseg_brn.cases.fingerprint import compute_fingerprint
@@ -14,11 +17,12 @@ from medseg_brn.planning.assembling import Draft, assemble
 from medseg_brn.planning.candidates import Budget, Problem, choose_candidate
 from medseg_brn.planning.choice import nest
 from medseg_brn.planning.machine import Machine
-from medseg_brn.planning.planner import Plan, Request
+from medseg_brn.planning.planner import Plan
 from medseg_brn.planning.prediction import Prediction
+from medseg_brn.planning.requests import Request
 from medseg_brn.planning.rules_space import choose_crop, choose_spacing
 from medseg_brn.planning.rules_training import Pace
-from medseg_brn.planning.writing import check_outputs, write_plan
+from medseg_brn.planning.writing import check_outputs, dump_plan, write_plan
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +59,13 @@ def plan(tmp_path_factory) -> Plan:
 def test_three_files_stand_side_by_side(plan, tmp_path):
     path = tmp_path / "new" / "plan.yaml"
     write_plan(plan, path)
-    assert sorted(file.name for file in path.parent.iterdir()) == ["plan.html", "plan.json", "plan.yaml"]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "plan.plan.html",
+        "plan.plan.json",
+        "plan.yaml",
+    ]
     assert load_experiment(path) == plan.experiment
-    told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    told = json.loads(path.with_suffix(".plan.json").read_text(encoding="utf-8"))
     assert told["prediction"]["step_seconds"] == 0.5
     assert told["choices"]["preprocessing.crop"]["reason"] == plan.choices["preprocessing.crop"].reason
     assert told["warnings"][0] == "not measured"
@@ -66,21 +74,59 @@ def test_three_files_stand_side_by_side(plan, tmp_path):
 
 def test_the_page_tells_of_everything(plan, tmp_path):
     write_plan(plan, tmp_path / "plan.yaml")
-    page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+    page = (tmp_path / "plan.plan.html").read_text(encoding="utf-8")
     assert page.count("<img") == 3
     assert page.count("<svg") == 6, "three of sizes, two of intensities, one of volumes"
     assert "Plan for &lt;b&gt;Abdomen&lt;/b&gt;" in page and "<b>" not in page
-    for text in ("liver", "Warning: not measured.", "patches.size", "Channel 0 (ct), HU", "network.strides"):
+    for text in (
+        "of the training process, not measured",
+        "liver",
+        "Warning: not measured.",
+        "patches.size",
+        "Channel 0 (ct), HU",
+        "network.strides",
+    ):
         assert text in page
 
 
 def test_what_is_there_is_kept_unless_told_otherwise(tmp_path):
     path = tmp_path / "plan.yaml"
     check_outputs(path, force=False)
-    (tmp_path / "plan.html").write_text("mine")
-    with pytest.raises(ConfigError, match=r"plan.html is there already; .* --force"):
+    (tmp_path / "plan.plan.html").write_text("mine")
+    with pytest.raises(ConfigError, match=r"plan\.plan\.html is there already; .* --force"):
         check_outputs(path, force=False)
     check_outputs(path, force=True)
+
+
+def test_a_datasets_own_description_is_never_overwritten(plan, tmp_path):
+    """Neither beside a plan called after it, nor where it has the name of a plan's file."""
+    path, own = tmp_path / "dataset.yaml", tmp_path / "dataset.json"
+    own.write_text('{"labels": {}}')
+    write_plan(plan, path)
+    check_outputs(path, force=True)
+    assert own.read_text() == '{"labels": {}}'
+    (tmp_path / "dataset.plan.json").write_text('{"labels": {}}')
+    with pytest.raises(ConfigError, match=r"dataset\.plan\.json is there already and is no plan's"):
+        check_outputs(path, force=True)
+
+
+def test_a_folder_that_is_not_there_is_found_before_any_work(tmp_path):
+    with pytest.raises(ConfigError, match=r"new, where plan\.yaml is to be written, is no folder"):
+        check_outputs(tmp_path / "new" / "plan.yaml", force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_to_is_found_before_any_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        check_outputs(tmp_path / "plan.yaml", force=False)
+
+
+def test_the_command_can_be_copied_into_a_shell(plan):
+    first, second = dump_plan(plan, Path("my plans/a.yaml")), dump_plan(plan, Path("x\n\x1b[2Jtraining.yaml"))
+    assert "#   medseg-brn train 'my plans/a.yaml' -o RUN\n" in first
+    assert "\x1b" not in second and yaml.safe_load(first) == yaml.safe_load(second)
 
 
 def test_a_case_that_cannot_be_drawn_leaves_nothing(plan, tmp_path):

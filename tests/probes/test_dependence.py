@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.errors import DataError
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
 from medseg_brn.networks.normalization import freeze_statistics
@@ -57,6 +58,36 @@ def test_dice_disparity_of_several_classes_leaves_out_what_does_not_occur() -> N
     images = torch.nn.functional.one_hot(classes[:, 0], 4).movedim(-1, 1).float()
     disparity = train_eval_disparity(network, images, 1, classes)
     assert disparity.probability == 0 and disparity.dice == 0
+
+
+def test_ignored_voxels_count_in_no_dice() -> None:
+    # as by hand above, with the prediction of evaluation mode wrong where nobody has annotated
+    network = nn.BatchNorm1d(1, affine=False, eps=1e-12)
+    images = torch.tensor([[[1.0, 3.0]], [[3.0, 1.0]]])
+    classes = torch.tensor([[[2, 1]], [[1, 2]]])
+    targets = Targets(("background", "one"), ignore_class=2)
+    disparity = train_eval_disparity(network, images, 2, classes, targets)
+    assert disparity.dice == 0
+    all_known = train_eval_disparity(network, images, 2, classes % 2, targets)
+    assert all_known.dice == pytest.approx(2 / 3 - 1)
+
+
+def test_dice_disparity_of_regions_by_hand() -> None:
+    # Channels: whole (classes 1, 2) and core (2). The batch's mean is 2 in each: in training the logits are
+    # ±1 and right; running statistics leave 1 and 3, so that every voxel is in both regions.
+    network = nn.BatchNorm1d(2, affine=False, eps=1e-12)
+    targets = Targets(
+        ("background", "edema", "core"), (Region("whole", (1, 2), 1), Region("core", (2,), 2)), 3
+    )
+    images = torch.tensor([[[1.0, 1, 3, 3], [1, 1, 1, 3]], [[1, 1, 3, 3], [3, 3, 3, 3]]])
+    images[:, 1] = torch.tensor([[1.0, 1, 1, 3], [3, 3, 1, 3]])
+    classes = torch.tensor([[[0, 0, 1, 2]], [[3, 3, 1, 2]]])
+    disparity = train_eval_disparity(network, images, 2, classes, targets)
+    # of the 6 annotated voxels 4 are whole and 2 core; in evaluation all 6 are taken for both
+    assert disparity.dice == pytest.approx(((2 * 4 / 10) + (2 * 2 / 8)) / 2 - 1)
+    answers = [1, 3], [-1, 1]
+    in_evaluation, in_training = (torch.tensor(x, dtype=torch.float32).sigmoid() for x in answers)
+    assert disparity.probability == pytest.approx(float((in_evaluation - in_training).abs().mean()), abs=1e-6)
 
 
 def test_stale_batch_norm_is_far_from_itself_and_renorm_without_limits_is_not() -> None:

@@ -10,6 +10,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.errors import DataError
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
 from medseg_brn.networks.mabn import MABN3d
@@ -279,6 +280,24 @@ def test_as_many_patches_as_a_batch_has_are_enough() -> None:
 def test_pools_that_cannot_be_are_refused(batches: list[Tensor], message: str) -> None:
     with pytest.raises(DataError, match=message):
         probe(nn.BatchNorm1d(1), batches)
+
+
+REGIONS = (Region("whole", (1, 2), 1), Region("core", (2,), 2), Region("edge", (1,), 1))
+
+
+@pytest.mark.parametrize("targets", [Targets(("b", "1", "2"), REGIONS), Targets(("b", "1", "2"), (), 3)])
+def test_regions_and_ignored_voxels_need_the_loss_that_was_trained_with(targets: Targets) -> None:
+    with pytest.raises(DataError, match="knows no regions and no ignored voxels; give the loss"):
+        probe(make_unet("batch"), make_loader(), targets=targets)
+
+    def loss(logits: Tensor, classes: Tensor) -> Tensor:
+        return logits.square().mean()
+
+    results = probe(make_unet("batch"), make_loader(), targets=targets, loss=loss).network
+    plain = probe(make_unet("batch"), make_loader(), loss=loss).network
+    assert all(results[name] is not None for name in ("train_eval_disparity", "dice_disparity"))
+    differing = {name for name in results if results[name] != plain[name]}
+    assert differing == ({"train_eval_disparity", "dice_disparity"} if targets.regions else set())
 
 
 def test_a_batch_larger_than_the_pool_is_refused() -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
 from medseg_brn.networks.normalization import freeze_statistics
 from medseg_brn.probes.layers import (
+    apply_activation,
     collect_inputs,
     compute_logits,
-    compute_probabilities,
     eval_mode,
     find_norm_layers,
     has_batch_statistics,
@@ -190,5 +191,11 @@ def test_logits_are_the_first_output_in_the_networks_dtype() -> None:
 
 
 def test_probabilities_are_softmax_or_sigmoid() -> None:
-    assert compute_probabilities(torch.zeros(1, 4, 2)).unique().tolist() == [0.25]
-    assert compute_probabilities(torch.zeros(1, 1, 2)).unique().tolist() == [0.5]
+    assert apply_activation(torch.zeros(1, 4, 2)).unique().tolist() == [0.25]
+    assert apply_activation(torch.zeros(1, 1, 2)).unique().tolist() == [0.5]
+    regions = Targets(("background", "a", "b"), (Region("both", (1, 2), 1), Region("b", (2,), 2)))
+    assert apply_activation(torch.zeros(1, 2, 2), regions).unique().tolist() == [0.5]
+    assert apply_activation(torch.tensor([[[2.0], [2.0]]]), regions).unique().tolist() == [
+        torch.tensor(2.0).sigmoid().item()
+    ]
+    assert apply_activation(torch.zeros(1, 3, 2), Targets(regions.class_names)).sum(1).tolist() == [[1.0] * 2]

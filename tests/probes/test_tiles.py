@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.errors import DataError
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
 from medseg_brn.networks.unet3d import UNet3d
@@ -59,6 +60,21 @@ def test_both_definitions_agree_where_norms_measure_the_tile(norm: str, dimensio
     )
     assert min(whole, cropped) > 0.001
     assert 0.5 < whole / cropped < 2
+
+
+def test_regions_have_a_sigmoid_each() -> None:
+    network, image = make_network("instance"), make_image(16, 8, 8)
+    regions = tuple(Region(name, (k,), k) for k, name in enumerate("abc", 1))
+    targets = Targets(("background", "a", "b", "c"), regions)
+    mismatch = tile_mismatch(network, image, (8, 8, 8), targets=targets)
+    with torch.no_grad():
+        expected = network.eval()(image)[0].sigmoid()
+    torch.testing.assert_close(mismatch.full, expected, atol=1e-5, rtol=0)
+    assert mismatch.mean == pytest.approx(float((mismatch.tiled - mismatch.full).abs().mean()))
+    exclusive = tile_mismatch(network, image, (8, 8, 8)).full
+    torch.testing.assert_close(exclusive.sum(0), torch.ones(16, 8, 8))
+    cropped = [tile_mismatch_by_cropping(network, image, (8, 8, 8), 2, one) for one in (targets, None)]
+    assert cropped[0] != cropped[1] and cropped[0] > 0
 
 
 def test_batch_norm_without_running_statistics_is_an_instance_norm() -> None:

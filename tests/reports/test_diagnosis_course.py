@@ -79,8 +79,17 @@ def test_the_pace_in_one_sentence():
     told = describe_loading(make_metrics(), make_experiment())
     assert told.startswith("Bound by computing: 2.0% of the time went by waiting for patches")
     assert "(median step 500 ms, 1 loader process)" in told
+    assert "richer augmentation would cost no time" in told
     slow = make_metrics(loader_share=np.full(200, 0.3))
     assert describe_loading(slow, make_experiment()).startswith("Bound by loading: 30.0%")
+
+
+@pytest.mark.parametrize(("workers", "share"), [(0, 0.14), (0, 0.01), (2, 0.14)])
+def test_augmentation_is_not_free_where_it_is_waited_for(workers, share):
+    metrics = make_metrics(loader_share=np.full(200, share))
+    told = describe_loading(metrics, make_experiment(patches={"workers": workers}))
+    assert told.startswith("Bound by computing")
+    assert "no time" not in told
 
 
 def test_gradients_that_are_mostly_clipped():
@@ -116,12 +125,18 @@ def test_validations_come_before_the_loss():
 
 
 def test_training_cases_that_fit_far_better():
-    fit = {"training": {"a": 0.9, "b": 0.92, "c": None}, "held_out": {"d": 0.7, "e": 0.72}}
-    (finding,) = check_fit(fit)
+    training, held_out = {"a": 0.9, "b": 0.92, "c": 0.91, "d": None}, {"e": 0.7, "f": 0.72, "g": 0.71}
+    (finding,) = check_fit({"training": training, "held_out": held_out})
     assert (finding.kind, finding.weight) == ("overfitting", 2)
-    assert "0.910 on 2 training cases, 0.710 on 2 held-out ones, a gap of 0.200" in finding.numbers
-    scattered = {"training": {"a": 0.9, "b": 0.5}, "held_out": {"d": 0.8, "e": 0.4}}
-    assert check_fit(scattered) == []  # a gap of 0.1, and a standard error of 0.2
+    assert "0.910 on 3 training cases, 0.710 on 3 held-out ones, a gap of 0.200" in finding.numbers
+    # A gap of 0.2; with standard deviations of 0.2 and 0, its standard error is 0.2 / sqrt(3) = 0.115.
+    scattered = {"training": {"a": 0.7, "b": 0.9, "c": 1.1}, "held_out": {"d": 0.7, "e": 0.7, "f": 0.7}}
+    assert check_fit(scattered) == []
+
+
+def test_two_cases_show_no_overfitting():
+    few = {"training": {"a": 0.9, "b": 0.9}, "held_out": {"c": 0.7, "d": 0.7, "e": 0.7}}
+    assert check_fit(few) == []
 
 
 def test_training_cases_that_do_not_fit():

@@ -171,7 +171,11 @@ def test_findings_stand_in_the_report_and_in_a_file(run_folder):
     split = {"training": ["t"], "validation": [], "classes": {"background": 0, HOSTILE: 1, "kidney": 2}}
     (run_folder / "split.json").write_text(json.dumps(split))
     (run_folder / "patches.csv").write_text("step,case,loss,voxels\n1,t,0.5,0:9 2:1\n2,t,0.4,0:10\n")
-    (run_folder / "fit.json").write_text(json.dumps({"training": {"t": 0.9}, "held_out": {"a": 0.6}}))
+    (run_folder / "fit.json").write_text(
+        json.dumps(
+            {part: dict.fromkeys("tuv", dice) for part, dice in (("training", 0.9), ("held_out", 0.6))}
+        )
+    )
     findings = write_run_report(run_folder)
     assert [finding.kind for finding in findings] == ["classes never met", "overfitting"]
     text = re.sub(r"<[^>]+>|\s+", " ", (run_folder / "report.html").read_text())

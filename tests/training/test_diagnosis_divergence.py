@@ -10,7 +10,12 @@ from medseg_brn.cases.targets import Targets
 from medseg_brn.config import NetworkConfig
 from medseg_brn.models.architecture import build_network
 from medseg_brn.patches.stream import PatchBatch
-from medseg_brn.training.diagnosis.divergence import Cause, Divergence, trace_divergence
+from medseg_brn.training.diagnosis.divergence import (
+    Cause,
+    Divergence,
+    find_spoilt_statistics,
+    trace_divergence,
+)
 from medseg_brn.training.losses import make_loss
 
 LOSS = make_loss(Targets(("background", "structure")))
@@ -57,6 +62,27 @@ def test_a_running_statistic():
     cause = trace(network)
     assert (cause.kind, cause.layer) == ("statistics", "encoder.1.0.1")
     assert "running_mean is not finite" in cause.found
+
+
+@pytest.mark.parametrize("norm", ["batch_renorm", "batch"])
+def test_a_step_that_spoils_the_statistics(norm):
+    """1e21 squared is more than float32 holds: the running variance ends, and the loss need not."""
+    network, extreme = make_network(norm), make_batch(1)
+    extreme["image"][1] *= 1e21
+    network(make_batch()["image"])
+    assert find_spoilt_statistics(network, [make_batch()]) is None
+    network(extreme["image"])
+    cause = find_spoilt_statistics(network, [make_batch(), extreme])
+    assert (cause.kind, cause.layer) == ("statistics", "stem.1")
+    assert "spoilt the running_var of stem.1 (" in cause.found
+    assert f"the largest input value is {float(extreme['image'].abs().max()):.3g}, of b" in cause.found
+
+
+def test_large_statistics_are_no_spoilt_ones():
+    network = make_network()
+    network.get_buffer("stem.1.running_var").fill_(1e38)  # their squares' sum overflows
+    assert find_spoilt_statistics(network, [make_batch()]) is None
+    assert find_spoilt_statistics(make_network("group"), [make_batch()]) is None
 
 
 def test_features_that_overflow_in_any_format():
@@ -162,3 +188,5 @@ def test_the_message_and_the_file_tell_the_same():
     assert (written["step"], written["gradient_norm"], written["kind"]) == (7, 2.5, "overflow")
     assert (written["layer"], written["cases"]) == ("head", ["a", "b"])
     assert message.endswith(written["remedy"])
+    spoilt = Divergence(7, 0.5, 2.5, ("a",), Cause("statistics", "The passes", "stem.1"))
+    assert spoilt.message().startswith("Loss 0.5 and gradient norm 2.5 at step 7 are finite, but running")

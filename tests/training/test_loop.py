@@ -9,7 +9,7 @@ import torch
 from medseg_brn.cases.cache import PreparedCase
 from medseg_brn.cases.targets import Targets
 from medseg_brn.config import Experiment, NetworkConfig, PatchesConfig, TrainingConfig
-from medseg_brn.errors import DataError, TrainingError
+from medseg_brn.errors import DataError, DivergenceError, TrainingError
 from medseg_brn.networks.batch_renorm import BatchRenorm
 from medseg_brn.patches.stream import PatchBatch, PatchStream
 from medseg_brn.training.distributed import Processes
@@ -206,3 +206,13 @@ def test_the_loader_starts_where_a_resumed_run_needs_it(tmp_path):
     rest = [batch["image"] for batch in make_loader(stream, experiment, 3, Processes())]
     assert len(whole) == 10
     assert all(torch.equal(one, other) for one, other in zip(whole[6:], rest, strict=True))
+
+
+@pytest.mark.parametrize("norm", ["batch_renorm", "batch"])
+def test_a_step_that_spoils_the_statistics_is_stopped_and_its_cases_are_named(norm):
+    """Its loss is finite: by the next step's, innocent cases would be accused."""
+    batches = make_batches(8)
+    batches[3]["image"][0] *= 1e21
+    batches[3]["cases"] = ["guilty", "b"]
+    with pytest.raises(DivergenceError, match=r"(?s)at step 4 are .*guilty.*1e\+21|at step 4 .*guilty"):
+        train(make_experiment(norm), batches)

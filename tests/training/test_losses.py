@@ -1,7 +1,6 @@
 """Dice + cross-entropy, against a naive computation in NumPy and against MONAI."""
 
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,9 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from medseg_brn.cases.targets import Region, Targets
 from medseg_brn.errors import ConfigError
+from medseg_brn.experiment import parse_experiment
 from medseg_brn.training import dice_cross_entropy
-from medseg_brn.training.losses import make_loss
+from medseg_brn.training.losses import make_loss, make_loss_of
 
 TARGETS = Targets(("background", "one", "two"))
 
@@ -254,9 +254,21 @@ def test_a_weight_for_an_unknown_name_is_refused(targets, name, message):
         make_loss(targets, class_weights={name: 2.0})
 
 
-def test_a_weight_that_is_not_above_zero_is_refused():
-    with pytest.raises(ConfigError, match=re.escape("gives 'one' the weight 0; give one above 0")):
-        make_loss(TARGETS, class_weights={"one": 0})
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_the_loss_of_an_experiment_has_its_weights_and_levels(deep_supervision):
+    options = {
+        "network": {"deep_supervision": deep_supervision},
+        "training": {"class_weights": {"one": 3.0}},
+    }
+    logits, classes = make_example()
+    levels = [logits, 2 * logits]
+    expected = make_loss(TARGETS, class_weights={"one": 3.0})(logits, classes)
+    if deep_supervision:
+        coarse = make_loss(TARGETS, class_weights={"one": 3.0})(2 * logits, classes)
+        expected = (expected + coarse / 2) / 1.5
+    torch.testing.assert_close(
+        make_loss_of(parse_experiment(options, "test"), TARGETS)(levels, classes), expected
+    )
 
 
 def test_equal_weights_change_nothing():

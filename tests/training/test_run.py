@@ -43,6 +43,7 @@ def test_ct_from_a_manifest_with_sites(abdomens, tmp_path):
         abdomens / "manifest.csv",
         dataset={"modalities": ["ct"]},
         preprocessing={"crop": "body", "spacing_mm": [10, 10, 10]},
+        patches={"augmentation": {"flip_axes": [0], "mirrored_classes": [["liver", "spleen"]]}},
     )
     summary = train_run(experiment, tmp_path / "run")
     assert summary.validation_cases == 2
@@ -54,6 +55,7 @@ def test_ct_from_a_manifest_with_sites(abdomens, tmp_path):
     }
     description = load_model(run).description
     assert description.modalities == ("ct",)
+    assert description.mirrored_classes == (("liver", "spleen"),)
     assert description.preprocessing.intensity[0].scheme == "ct"
     assert description.training["validation"]["dice_mean"] == summary.dice_mean
     assert [row.dice is None for row in read_metrics(run / "metrics.csv")] == [True, False, True]

@@ -17,6 +17,7 @@ from medseg_brn.reports.comparison.record import (
 from medseg_brn.reports.comparison.texts import BATCH_SIZE, INPUTS, SETTING, say_input
 from medseg_brn.reports.comparison.verdicts import conclude
 from medseg_brn.reports.page import Block, Column, Facts, Link, Paragraph, Table, Tile, Tiles
+from medseg_brn.reports.wording import times
 
 QUALITY = {
     "runs": Column("Runs", "g"),
@@ -87,8 +88,8 @@ def describe_setting(record: ComparisonRecord) -> list[Block]:
         "Learning rate": _tell_learning_rate(_mapping(summary.get("learning_rate"))),
         "Dataset": str(summary.get("dataset") or ""),
         "Held-out cases": str(summary.get("cases") or ""),
-        "Patches (voxels)": _times(summary.get("patch_size")),
-        "Tiles (voxels)": _times(summary.get("tile_size")),
+        "Patches (voxels)": _tell_size(summary.get("patch_size")),
+        "Tiles (voxels)": _tell_size(summary.get("tile_size")),
         "Reference": record.reference,
         "Machine": _tell_machine(machine),
     }
@@ -262,8 +263,8 @@ def _explain_input(name: str) -> str:
     return f"{said} ({meaning})" if meaning else said
 
 
-def _times(size: Any) -> str:
-    return " × ".join(map(str, size)) if isinstance(size, list) else ""
+def _tell_size(size: Any) -> str:
+    return times(size) if isinstance(size, list) else ""
 
 
 def _tell_cell(cell: Cell) -> str:

@@ -19,6 +19,12 @@ Metrics = Mapping[str, np.ndarray]
 FEWEST_STEPS = 40
 """Below this number, a run is too short to speak of its course."""
 
+FEWEST_CASES = 3
+"""Of each group, for a gap between training and held-out cases to be told from chance."""
+
+FREE_SHARE = 0.02
+"""Up to this share of waiting, patches are made in the shadow of the network's computing."""
+
 
 def check_divergence(divergence: Mapping[str, Any]) -> list[Finding]:
     """A run that ended because its numbers were not finite (`divergence.json`)."""
@@ -82,7 +88,8 @@ def describe_loading(metrics: Metrics, experiment: Experiment) -> str:
     told += f" process{'' if workers == 1 else 'es'})"
     if share > 0.15:
         return f"Bound by loading: {told}."
-    return f"Bound by computing: {told}; richer augmentation would cost no time, a larger network would."
+    free = "richer augmentation would cost no time, a larger network would"
+    return f"Bound by computing: {told}{f'; {free}' if workers and share <= FREE_SHARE else ''}."
 
 
 def check_loading(metrics: Metrics, experiment: Experiment) -> list[Finding]:
@@ -216,12 +223,12 @@ def check_fit(fit: Mapping[str, Any]) -> list[Finding]:
     if not (training.size and held_out.size):
         return []
     gap = training.mean() - held_out.mean()
-    error = math.hypot(*(group.std() / math.sqrt(len(group)) for group in (training, held_out)))
+    enough = min(len(training), len(held_out)) >= FEWEST_CASES
     told = (
         f"mean Dice {training.mean():.3f} on {len(training)} training cases, {held_out.mean():.3f} on"
         f" {len(held_out)} held-out ones"
     )
-    if gap > max(0.05, 2 * error):
+    if enough and gap > max(0.05, 2 * _standard_error(training, held_out)):
         weight: Weight = 2 if gap > 0.1 else 1
         return [
             Finding(
@@ -245,6 +252,11 @@ def check_fit(fit: Mapping[str, Any]) -> list[Finding]:
             )
         ]
     return []
+
+
+def _standard_error(*groups: np.ndarray) -> float:
+    """Of the difference of two groups' means."""
+    return math.hypot(*(group.std(ddof=1) / math.sqrt(len(group)) for group in groups))
 
 
 def read_renorm_clipping(probes: Path, experiment: Experiment) -> float | None:

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from medseg_brn.errors import MedsegError
 from medseg_brn.probes.curves import find_spikes
+from medseg_brn.reports.case_overlays import show_cases
 from medseg_brn.reports.diagnosis import cases, course
 from medseg_brn.reports.diagnosis.finding import WORDS, Finding, order_findings
-from medseg_brn.reports.overlays import LEGEND, draw_overlay
-from medseg_brn.reports.page import Block, Column, Facts, Figure, Gallery, Paragraph, Table
+from medseg_brn.reports.page import Block, Column, Facts, Paragraph, Table
 from medseg_brn.reports.run_record import RunRecord
 from medseg_brn.volumes.atomic import write_text_atomic
-from medseg_brn.volumes.reading import read_channels, read_volume
 
 MOST_PICTURES = 4
 
 
-def diagnose(run: RunRecord) -> tuple[Finding, ...]:
-    """Everything suspicious in a run's records, the weightiest first."""
+def diagnose(run: RunRecord, suspects: Sequence[cases.Suspect]) -> tuple[Finding, ...]:
+    """Everything suspicious in a run's records, the weightiest first.
+
+    Args:
+        run: what was recorded.
+        suspects: what `find_suspects` found in it, here and below.
+    """
     metrics, experiment = run.metrics, run.experiment
     return order_findings(
         [
@@ -31,7 +34,7 @@ def diagnose(run: RunRecord) -> tuple[Finding, ...]:
             ),
             *cases.check_held_out(run.evaluation),
             *course.check_fit(run.fit),
-            *cases.check_suspects(cases.find_suspects(run.patches)),
+            *cases.check_suspects(suspects),
             *course.check_spikes(metrics, run.patches),
             *course.check_loading(metrics, experiment),
             *course.check_trend(metrics, experiment),
@@ -41,19 +44,21 @@ def diagnose(run: RunRecord) -> tuple[Finding, ...]:
     )
 
 
-def write_diagnosis(run: RunRecord, findings: Sequence[Finding]) -> None:
+def write_diagnosis(run: RunRecord, findings: Sequence[Finding], suspects: Sequence[cases.Suspect]) -> None:
     """Write `diagnosis.json`: the findings, the classes' shares, and the suspects."""
     content = {
         "findings": [finding.as_dict() for finding in findings],
         "classes": [asdict(share) for share in cases.share_classes(run.patches, run.class_names)],
         "annotated_share": cases.annotated_share(run.patches, len(run.class_names)),
-        "suspects": [asdict(suspect) for suspect in cases.find_suspects(run.patches)],
+        "suspects": [asdict(suspect) for suspect in suspects],
         "measured": measure(run),
     }
     write_text_atomic(run.folder / "diagnosis.json", json.dumps(content, indent=1) + "\n")
 
 
-def describe_diagnosis(run: RunRecord, findings: Sequence[Finding]) -> list[Block]:
+def describe_diagnosis(
+    run: RunRecord, findings: Sequence[Finding], suspects: Sequence[cases.Suspect]
+) -> list[Block]:
     """Blocks of the report's section."""
     blocks: list[Block] = []
     if not findings and run.metrics["step"].size:
@@ -67,7 +72,7 @@ def describe_diagnosis(run: RunRecord, findings: Sequence[Finding]) -> list[Bloc
     shares = cases.share_classes(run.patches, run.class_names)
     if shares:
         blocks.append(_make_class_table(run, shares))
-    return [*blocks, *_draw_suspects(run), *_draw_worst(run)]
+    return [*blocks, *_draw_suspects(run, suspects), *_draw_worst(run)]
 
 
 def measure(run: RunRecord) -> dict[str, float | str | None]:
@@ -133,16 +138,16 @@ def _make_class_table(run: RunRecord, shares: Sequence[cases.ClassShare]) -> Tab
     )
 
 
-def _draw_suspects(run: RunRecord) -> list[Block]:
+def _draw_suspects(run: RunRecord, suspects: Sequence[cases.Suspect]) -> list[Block]:
     """The suspects' own label maps, and what the model says instead."""
-    losses = {suspect.case: suspect for suspect in cases.find_suspects(run.patches)}
+    losses = {suspect.case: suspect for suspect in suspects}
     pictures = [
         (f"Suspect training case {entry['case']}, late loss {losses[entry['case']].loss:.3g}", entry)
         for entry in run.suspects
         if entry["case"] in losses
     ]
     text = "Suspect training cases: reference and prediction disagree though the case was trained on."
-    return _draw(run, text, pictures)
+    return _show(run, text, pictures)
 
 
 def _draw_worst(run: RunRecord) -> list[Block]:
@@ -152,27 +157,10 @@ def _draw_worst(run: RunRecord) -> list[Block]:
     chosen = hard or (ranked[:3] if len(ranked) > 3 else [])
     pictures = [(f"Held-out case {case['case']}, mean Dice {dice:.3f}", case) for dice, case in chosen]
     text = "Held-out cases that stand out:" if hard else "The worst held-out cases, none of which stands out:"
-    return _draw(run, text, pictures)
+    return _show(run, text, pictures)
 
 
-def _draw(run: RunRecord, text: str, pictures: Sequence[tuple[str, dict[str, Any]]]) -> list[Block]:
+def _show(run: RunRecord, text: str, pictures: Sequence[tuple[str, dict[str, Any]]]) -> list[Block]:
     """Overlays through the slices where reference and prediction differ most."""
-    figures, problems = [], []
-    for label, case in pictures:
-        try:
-            image, reference, prediction = (
-                run.locate(case[name]) for name in ("image", "reference", "prediction")
-            )
-            drawing = draw_overlay(
-                read_channels(image)[0],
-                read_volume(reference),
-                read_volume(prediction),
-                f"{label}: axial, coronal and sagittal slice where the two differ most, {LEGEND}",
-                through="difference",
-                ignore_value=run.split.get("ignore_value"),
-            )
-            figures.append(Figure(drawing, f"{label}, where the two differ most ({LEGEND})"))
-        except MedsegError as error:
-            problems.append(Paragraph(f"{label}: not drawn. {error}"))
-    shown: list[Block] = [Paragraph(text), Gallery(figures, wide=True)] if figures else []
-    return [*shown, *problems]
+    shown = show_cases(pictures, run.locate, run.split.get("ignore_value"), through="difference")
+    return [Paragraph(text), *shown] if shown else []

@@ -22,8 +22,8 @@ REMEDIES: dict[Kind, str] = {
     " sound, train with patches.augmentation=null to see whether an augmentation makes the values",
     "weights": f"An earlier step made them so: {_LOWER} training.gradient_clip; if the checkpoint holds them"
     " already, start anew with either",
-    "statistics": "The norm's running statistics are spoilt: start anew with a lower training.learning_rate,"
-    " or with another network.norm",
+    "statistics": "Look at these cases with `medseg-brn check` for extreme values, and correct or remove"
+    " their images; if they are sound, start anew with a lower training.learning_rate or another norm",
     "precision": "The number format is too narrow for these values: start a new run with"
     " training.precision=fp32",
     "overflow": f"The features have grown without bounds: {_LOWER} training.gradient_clip, or start anew"
@@ -63,9 +63,11 @@ class Divergence:
 
     def message(self) -> str:
         """Step, numbers, cases, place, remedy."""
+        numbers = f"Loss {self.loss} and gradient norm {self.gradient_norm} at step {self.step}"
+        both = math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
         return (
-            f"Loss {self.loss} and gradient norm {self.gradient_norm} at step {self.step} are not both"
-            f" finite; its patches came from {', '.join(self.cases)}. {self.cause.found}."
+            f"{numbers} are {'finite, but running statistics are not' if both else 'not both finite'}; its"
+            f" patches came from {', '.join(self.cases)}. {self.cause.found}."
             f" {REMEDIES[self.cause.kind]}"
         )
 
@@ -106,6 +108,35 @@ def trace_divergence(
             return _repeat_step(network, batches, loss_function, dtype)
     except torch.OutOfMemoryError:
         return Cause("not repeated", "Inputs and weights are finite; memory did not suffice to look further")
+
+
+@torch.no_grad()
+def find_spoilt_statistics(network: nn.Module, batches: Sequence[PatchBatch]) -> Cause | None:
+    """The first running statistic that is not finite after a step's passes, or None.
+
+    Renorm normalizes by statistics of the steps before, so that a step whose values spoil them may have a
+    finite loss and gradient, and the next step's cases would be accused. One maximum over all buffers tells.
+
+    Args:
+        network: after the passes of the step.
+        batches: of the step.
+    """
+    buffers = {name: buffer for name, buffer in network.named_buffers() if buffer.is_floating_point()}
+    if not buffers or math.isfinite(nn.utils.get_total_norm(buffers.values(), math.inf)):
+        return None
+    path = next(name for name, buffer in buffers.items() if not _is_finite(buffer))
+    layer, _, name = path.rpartition(".")
+    largest, case = max(
+        (float(image.abs().max()), case)
+        for batch in batches
+        for case, image in zip(batch["cases"], batch["image"], strict=True)
+    )
+    return Cause(
+        "statistics",
+        f"The passes of this step have spoilt the {name} of {_say(network, layer)}; the largest input value"
+        f" is {largest:.3g}, of {case}",
+        layer,
+    )
 
 
 def _check_inputs(batches: Sequence[PatchBatch]) -> Cause | None:

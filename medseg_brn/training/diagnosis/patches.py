@@ -69,9 +69,7 @@ def compute_patch_losses(logits: Tensor, classes: Tensor, targets: Targets) -> T
         known = labels != targets.ignore_class
         labels = labels.where(known, 0)
     if targets.regions:
-        masks = torch.stack(
-            [torch.isin(labels, labels.new_tensor(region.classes)) for region in targets.regions], dim=1
-        )
+        masks = torch.from_numpy(targets.members()).to(labels.device)[:, labels].movedim(0, 1)
         losses = F.binary_cross_entropy_with_logits(scores, masks.float(), reduction="none").mean(1)
     else:
         losses = F.cross_entropy(scores, labels, reduction="none")
