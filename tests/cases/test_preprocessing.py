@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from medseg_brn.cases.intensity import IntensityScheme
 from medseg_brn.cases.preprocessing import Preprocessing, prepare_images, prepare_label_map
 from medseg_brn.cases.restoring import LabelMapRestorer
+from medseg_brn.cases.targets import Targets
 from medseg_brn.errors import DataError
 from medseg_brn.volumes.reading import read_volume
 from medseg_brn.volumes.volume import Grid, Volume
@@ -20,7 +21,8 @@ from medseg_brn.volumes.volume import Grid, Volume
 
 def restore_scores(scores, record) -> np.ndarray:
     scores = np.stack(list(scores)).astype(np.float32)
-    restorer = LabelMapRestorer(record, len(scores))
+    targets = Targets(tuple(f"class {index}" for index in range(len(scores))))
+    restorer = LabelMapRestorer(record, targets)
     restorer.take(scores)
     return restorer.finish()
 
