@@ -239,7 +239,7 @@ def _predict(training: TrainingConfig, pace: Pace, found: Found, machine: str) -
     validations = 1 + (training.steps // training.validate_every if training.validate_every else 0)
     training_seconds = training.steps * pace.step_seconds
     validation_seconds = validations * pace.validation_seconds
-    modelled_mb = found.candidate.cost.memory_bytes / 2**20
+    modelled_mb = found.candidate.cost.memory_bytes / 1e6
     return Prediction(
         step_seconds=pace.step_seconds,
         peak_memory_mb=found.trial.peak_memory_mb if found.trial else modelled_mb,

@@ -54,7 +54,7 @@ def search(problem: Problem, budget: Budget, measure: Callable[[Candidate], Tria
         if is_within(trial, budget):
             within = candidate, trial
             grown = math.prod(better.patch) >= WORTH_TRYING * math.prod(candidate.patch)
-            full = trial.peak_memory_mb * 2**20 > budget.memory_bytes
+            full = trial.peak_memory_mb * 1e6 > budget.memory_bytes
             if not grown or full or any(each.killed for each in trials):
                 break
         if better.is_same(candidate):
@@ -75,7 +75,7 @@ def learn(budget: Budget, candidate: Candidate, trial: Trial, device: str) -> Bu
     if trial.killed:
         room = max(budget.memory_bytes - base, 0.0) / modelled
         return replace(budget, memory_factor=2 * max(budget.memory_factor, room))
-    used = max(trial.training_memory_mb * 2**20 - base, 0.05 * modelled)
+    used = max(trial.training_memory_mb * 1e6 - base, 0.05 * modelled)
     return replace(
         budget,
         unit_seconds=budget.unit_seconds * trial.step_seconds / candidate.cost.step_seconds,
@@ -88,5 +88,5 @@ def is_within(trial: Trial, budget: Budget) -> bool:
     return (
         not trial.killed
         and trial.step_seconds <= TOLERANCE * budget.step_seconds
-        and trial.training_memory_mb * 2**20 <= budget.memory_bytes
+        and trial.training_memory_mb * 1e6 <= budget.memory_bytes
     )

@@ -235,7 +235,7 @@ def _peak_mb(device: Any) -> float:
     from medseg_brn.inference.machine import peak_resident_bytes
 
     peak = torch.cuda.max_memory_reserved() if device.type == "cuda" else peak_resident_bytes()
-    return peak / 2**20
+    return peak / 1e6
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def warn_of_classes(fingerprint: Fingerprint) -> list[str]:
 def warn_of_memory(found: Found, device: str) -> list[str]:
     """Memory that will not suffice, and why no less is planned for."""
     allowed = found.budget.memory_bytes
-    trained = found.trial.training_memory_mb * 2**20 if found.trial else found.candidate.cost.memory_bytes
-    peak = found.trial.peak_memory_mb * 2**20 if found.trial else trained
+    trained = found.trial.training_memory_mb * 1e6 if found.trial else found.candidate.cost.memory_bytes
+    peak = found.trial.peak_memory_mb * 1e6 if found.trial else trained
     if max(trained, peak) <= allowed:
         return []
     why = (

@@ -93,7 +93,7 @@ def _describe_plan(facts: PlanFacts) -> list[Block]:
         Tile("Per step", f"{cost['step_seconds']:.3g} s", how),
         Tile(
             "Peak memory",
-            f"{cost['peak_memory_mb'] * 2**20 / 1e9:.2f} GB",
+            f"{cost['peak_memory_mb'] / 1e3:.2f} GB",
             f"{facts.memory_owner}, {how}",
         ),
         Tile("Patch", times(facts.patch), f"voxels of {times(facts.spacing_mm)} mm"),

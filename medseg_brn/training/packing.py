@@ -57,7 +57,7 @@ def summarize_training(run_folder: Path, experiment: Experiment, data: TrainingD
         "batch_size": experiment.training.batch_size,
         "seconds": round(seconds, 1),
         "loader_share": round(waiting / seconds, 4) if seconds else None,
-        "peak_memory_mb": round(peak_resident_bytes() / 2**20) or None,
+        "peak_memory_mb": round(peak_resident_bytes() / 1e6) or None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "medseg_brn": version("medseg-brn"),

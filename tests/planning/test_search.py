@@ -19,7 +19,7 @@ MACHINE = Machine("cpu", "bf16", 2, 2, 2e-11, True, 8e9, "a machine")
 
 
 def tried(step_seconds: float = 1.0, memory_bytes: float = 2e9, peak_bytes: float | None = None) -> Trial:
-    memory_mb, peak_mb = memory_bytes / 2**20, (peak_bytes or memory_bytes) / 2**20
+    memory_mb, peak_mb = memory_bytes / 1e6, (peak_bytes or memory_bytes) / 1e6
     return Trial(step_seconds, 0.0, memory_mb, peak_mb, 5.0, 1.0, 1.0, 30)
 
 
