@@ -9,7 +9,7 @@ CHANGES = [
     "norms=[batch, group, instance, batch_renorm]",
     "batch_sizes=[1, 2]",
     "budget={patches: 300}",
-    # of n pairs, a noise of variances is itself uncertain by about sqrt(2 / n) in each channel: 240 pairs, 9 %
+    # n pairs tell a channel's noise of variances to about sqrt(2 / n): 240 pairs to 9 %
     "probes={samples: 10, patches: 960, volumes: 2}",
     "experiment.network.channels=[6, 12, 24]",
 ]
