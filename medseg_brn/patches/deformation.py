@@ -25,7 +25,7 @@ KNOT_DISPLACEMENTS = 4.0
 """Least distance of the control points, in largest displacements: nearer ones would fold space."""
 
 
-def find_free_axes(spacing_mm: SpacingMm) -> list[bool]:
+def find_free_axes(spacing_mm: Sequence[float]) -> list[bool]:
     """Whether each axis is turned, zoomed and deformed: all are but those of thick slices."""
     return [mm < THICK_RATIO * min(spacing_mm) for mm in spacing_mm]
 

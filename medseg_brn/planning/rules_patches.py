@@ -10,6 +10,7 @@ from medseg_brn.cases.fingerprint import Fingerprint
 from medseg_brn.cases.mirroring import find_mirrored_channels
 from medseg_brn.cases.targets import Targets
 from medseg_brn.errors import ConfigError
+from medseg_brn.patches.deformation import find_free_axes
 from medseg_brn.planning import recipe
 from medseg_brn.planning.choice import Choice, Choices
 from medseg_brn.reports.wording import times
@@ -177,13 +178,11 @@ def choose_augmentation(
 ) -> Choices:
     """Random changes of patches, by modality and by what the cases differ in."""
     choices: Choices = {}
-    ratio = max(spacing_mm) / sorted(spacing_mm)[1]
-    thick = ratio >= recipe.THICK_SLICE_RATIO
+    thick = not all(find_free_axes(spacing_mm))
     choices["rotation_degrees"] = Choice(
-        recipe.ROTATION_DEGREES_THICK if thick else recipe.ROTATION_DEGREES,
-        f"slices are {ratio:.1f} times as thick as pixels: less, as it turns them out of their plane"
-        if thick
-        else "the recipe's: positions differ between scans",
+        recipe.ROTATION_DEGREES,
+        "the recipe's: positions differ between scans"
+        + ("; thick slices turn in their planes only" if thick else ""),
     )
     choices["scale"] = Choice(recipe.SCALE, "the recipe's: people differ in size by about as much")
     choices["spatial_probability"] = Choice(recipe.SPATIAL_PROBABILITY, "the recipe's")
