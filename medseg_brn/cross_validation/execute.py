@@ -99,26 +99,38 @@ def run_cross_validation(
         for number in range(resolved.dataset.folds)
     ]
     results = _do_folds(folds, processes, device, backend, progress, on_fold)
-    failed = any(result.error for result in results)
-    if final == "single" and not failed:
+    if final == "single" and not any(result.error for result in results):
         last = _make_fold(resolved, None, folder.absolute(), data_folder)
         results += _do_folds([last], 1, device, backend, progress, on_fold)
-        failed = results[-1].error is not None
+    _sum_up(resolved, folder, dataset, folds, results, final, progress)
+    return results
+
+
+def _sum_up(
+    experiment: Experiment,
+    folder: Path,
+    dataset: Dataset,
+    folds: Sequence[Fold],
+    results: Sequence[FoldResult],
+    final: Final,
+    progress: Progress,
+) -> None:
+    """Evaluate the folds that are done together; where nothing failed, write the model."""
+    failed = any(result.error for result in results)
     if failed:  # what an earlier call made is not of these folds
         shutil.rmtree(folder / "model", ignore_errors=True)
     finished = [fold for fold, result in zip(folds, results, strict=False) if result.error is None]
     if not finished:
         for name in (SUMMARY_NAME, REPORT_NAME):
             (folder / name).unlink(missing_ok=True)
-    else:
-        cases = collect_cases(finished, dataset, folder / "out_of_fold")
-        summary = write_summary(folder, resolved, dataset, folds, results, cases, final, progress)
-        if not failed:
-            write_final_model(folder, resolved, folds, summary, final)
-        progress("writing the report", 0, 1)
-        write_cross_validation_report(folder)
-        progress("writing the report", 1, 1)
-    return results
+        return
+    cases = collect_cases(finished, dataset, folder / "out_of_fold")
+    summary = write_summary(folder, experiment, dataset, folds, results, cases, final, progress)
+    if not failed:
+        write_final_model(folder, experiment, folds, summary, final)
+    progress("writing the report", 0, 1)
+    write_cross_validation_report(folder)
+    progress("writing the report", 1, 1)
 
 
 def _do_folds(
