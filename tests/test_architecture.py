@@ -28,6 +28,7 @@ ORDER = (
     "planning",
     "cross_validation",
     "comparison",
+    "studies",
     "demo",
     "cli",
 )

@@ -14,6 +14,7 @@ from medseg_brn.cli.evaluate import evaluate
 from medseg_brn.cli.infer import infer
 from medseg_brn.cli.models import models
 from medseg_brn.cli.plan import plan
+from medseg_brn.cli.study import study
 from medseg_brn.cli.train import train
 from medseg_brn.errors import MedsegError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 for command in (demo, check, plan, train, infer, evaluate, compare, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
+app.add_typer(study, name="study")
 
 
 def _print_version(wanted: bool) -> None:

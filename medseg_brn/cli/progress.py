@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from medseg_brn.comparison.results import RunResult
     from medseg_brn.cross_validation.fold import FoldResult
     from medseg_brn.reports.step_records import StepRecord
+    from medseg_brn.studies.claims import Claim
     from medseg_brn.training.run import RunSummary
 
 
@@ -100,6 +102,25 @@ class ComparisonDisplay(StageDisplay):
             f"Numbers: {folder / 'summary.json'}, runs.csv, probes.csv",
             markup=False,
         )
+
+
+class StudyDisplay(StageDisplay):
+    """Stages of a study."""
+
+    def summarize(self, claims: "Sequence[Claim]", folder: Path) -> None:
+        """Say which claims hold, and where the report is."""
+        from medseg_brn.reports.study_report import VERDICTS, tell_interval, tell_number
+
+        console = Console(highlight=False, soft_wrap=True)
+        for claim in claims:
+            found = claim.as_dict()
+            interval = "" if claim.interval is None else f" ({tell_interval(claim.interval)})"
+            measured = f"{tell_number(found['measured'])}{interval}"
+            console.print(
+                f"{VERDICTS[claim.holds]:14}{claim.name}: {measured}; expected {claim.expected}",
+                markup=False,
+            )
+        console.print(f"Report:  {folder / 'report.html'}", markup=False)
 
 
 class FoldsDisplay(StageDisplay):

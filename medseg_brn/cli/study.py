@@ -1,0 +1,48 @@
+"""`medseg-brn study`: the method's other systems, each with claims stated beforehand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from medseg_brn.studies.outcome import Outcome, Progress
+
+study = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write.")]
+Scale = Annotated[
+    float, typer.Option(min=0.01, help="Times as much work (seeds, steps, repetitions) as the default.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws everything that is random.")]
+
+
+@study.callback()
+def about() -> None:
+    """Where a small sample stands in for a population: five systems besides the U-Net, each measured.
+
+    Each study trains for real, over several seeds, and says which of the claims stated beforehand hold:
+    DIR/report.html shows it, DIR/summary.json and measurements.csv hold the numbers. One takes at most ten
+    minutes on two cores; the same seed and scale give the same numbers on the same machine.
+    """
+
+
+def _run(name: str, output: Path, make: "Callable[[Progress], Outcome]") -> None:
+    """Do a study, write what it found, and say which claims hold."""
+    from medseg_brn.cli.progress import StudyDisplay
+    from medseg_brn.studies.outcome import check_folder, write_outcome
+
+    check_folder(output, name)
+    with StudyDisplay() as display:
+        outcome = make(display.update)
+        write_outcome(outcome, output)
+    display.summarize(outcome.claims, output)
+
+
+@study.command()
+def confounding(output: Output, scale: Scale = 1.0, seed: Seed = 0) -> None:
+    """Batches of one group each: how much of the groups' difference does a norm's training let through?"""
+    from medseg_brn.studies.confounding.study import study_confounding
+
+    _run("confounding", output, lambda progress: study_confounding(seed, scale, progress))
