@@ -1,4 +1,4 @@
-"""A claim is stated before anything is measured; the measurement upholds it, falsifies it or leaves it open."""
+"""Claims are stated before anything is measured; a measurement upholds, falsifies or leaves them open."""
 
 import math
 from collections.abc import Sequence
