@@ -8,7 +8,6 @@ zoom into (nnU-Net's "dummy 2D" augmentation, Isensee et al. 2021).
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -83,22 +82,59 @@ class Deformation:
         return torch.einsum("cijk,xi,yj,zk->xyzc", coefficients, *self._splines)
 
 
-def take_patch(array: np.ndarray, places: torch.Tensor, mode: Literal["bilinear", "nearest"]) -> torch.Tensor:
-    """Patch (C, *size) of an array (C, X, Y, Z), interpolated linearly or by the nearest voxel.
+def take_image(array: np.ndarray, places: torch.Tensor) -> torch.Tensor:
+    """Patch (C, *size) of an image (C, X, Y, Z), interpolated linearly.
 
     Args:
         array: it may be memory-mapped: no more than the box around `places` is read. Outside it is 0.
         places: (*size, 3) in voxels of the array; centres have whole numbers.
-        mode: how to interpolate.
     """
-    flat = places.reshape(-1, 3)
-    lower = flat.amin(0).floor().int().tolist()
-    upper = (flat.amax(0).floor().int() + 2).tolist()
+    lower, upper = _box_around(places)
     box = torch.from_numpy(cut_box(array, lower, upper).astype(np.float32, copy=False))
     # grid_sample has -1 and 1 at the centres of the first and last voxel, and the last axis first
     last = torch.tensor([high - low - 1 for low, high in zip(lower, upper, strict=True)])
     grid = (2 * (places - torch.tensor(lower)) / last - 1).flip(-1)
-    return functional.grid_sample(box[None], grid[None], mode=mode, align_corners=True)[0]
+    return functional.grid_sample(box[None], grid[None], mode="bilinear", align_corners=True)[0]
+
+
+def take_labels(array: np.ndarray, places: torch.Tensor) -> torch.Tensor:
+    """Patch (1, *size) of a label map (1, X, Y, Z): the class with the largest share of each place.
+
+    The shares are those of linear interpolation, as if each class were an image of its own. The nearest
+    voxel, which is not asked for more than its own label, would move a turned surface by up to half a voxel
+    and cut steps into it: of a small structure that is noise of the size of a network's own error.
+
+    Args:
+        array: it may be memory-mapped: no more than the box around `places` is read. Outside it is 0.
+        places: (*size, 3) in voxels of the array; centres have whole numbers.
+    """
+    lower, upper = _box_around(places)
+    box = torch.from_numpy(cut_box(array, lower, upper)[0].astype(np.int32))
+    local = places.reshape(-1, 3) - torch.tensor(lower)
+    first = torch.minimum(local.floor().long(), torch.tensor(box.shape) - 2)
+    strides = torch.tensor([box.shape[1] * box.shape[2], box.shape[2], 1])
+    corners = torch.tensor(list(itertools.product((0, 1), repeat=3)))
+    classes = box.flatten()[((first @ strides)[:, None] + corners @ strides)]  # (N, 8)
+    taken = classes[:, 0].clone()
+    disputed = (classes != taken[:, None]).any(dim=1)
+    taken[disputed] = _vote(classes[disputed], (local - first)[disputed], corners)
+    return taken.reshape(1, *places.shape[:-1]).float()
+
+
+def _vote(classes: torch.Tensor, fractions: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+    """The class (N,) with the largest weight among eight corners (N, 8); of equal ones the first."""
+    weights = torch.where(corners.bool(), fractions[:, None], 1 - fractions[:, None]).prod(dim=-1)
+    same = classes[:, :, None] == classes[:, None, :]
+    winners = (same * weights[:, None, :]).sum(dim=-1).argmax(dim=1, keepdim=True)
+    return classes.gather(1, winners)[:, 0]
+
+
+def _box_around(places: torch.Tensor) -> tuple[list[int], list[int]]:
+    """First voxels, and those after the last, of the least box that interpolation at `places` needs."""
+    flat = places.reshape(-1, 3)
+    lower = flat.amin(0).floor().int().tolist()
+    upper = (flat.amax(0).floor().int() + 2).tolist()
+    return lower, upper
 
 
 def _spline_weights(length: int, distance: float) -> torch.Tensor:

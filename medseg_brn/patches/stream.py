@@ -17,7 +17,7 @@ from medseg_brn.cases.targets import Targets
 from medseg_brn.config import PatchesConfig
 from medseg_brn.errors import DataError
 from medseg_brn.patches.augmentation import make_augmentation
-from medseg_brn.patches.deformation import Deformation, take_patch
+from medseg_brn.patches.deformation import Deformation, take_image, take_labels
 from medseg_brn.patches.sampling import cut_box, draw_voxel, group_by_class, place_patch
 
 
@@ -110,8 +110,8 @@ class PatchStream(Dataset):
             label = torch.from_numpy(cut_box(label_map, start, stop).astype(np.float32))
         else:
             places = places + torch.tensor(start) + (torch.tensor(size) - 1) / 2
-            patch = take_patch(image, places, "bilinear")
-            label = take_patch(label_map, places, "nearest")
+            patch = take_image(image, places)
+            label = take_labels(label_map, places)
         sample = {"image": patch, "label": label}
         if self._augment is not None:
             self._augment.set_random_state(seed=int(rng.integers(2**32)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medseg_brn.config import AugmentationConfig
-from medseg_brn.patches.deformation import Deformation, take_patch
+from medseg_brn.patches.deformation import Deformation, take_image, take_labels
 
 SIZE = (10, 12, 14)
 ONE_MM = (1.0, 1.0, 1.0)
@@ -37,11 +37,11 @@ def test_image_and_label_map_move_alike(config):
     label_map = (image > 0).astype(np.uint8)
     for seed in range(10):
         places = draw(config, seed) + (torch.tensor(shape) - 1) / 2
-        moved_image = take_patch(image, places, "bilinear")
-        moved_label = take_patch(label_map, places, "nearest")
+        moved_image = take_image(image, places)
+        moved_label = take_labels(label_map, places)
         assert moved_image.shape == moved_label.shape == (1, *SIZE)
         disagreement = (moved_image > 0).float() != moved_label
-        # nearest and linear interpolation may only disagree beside the boundary, where the image is near 0
+        # the two may only disagree beside the boundary, where the image is near 0
         assert moved_image[disagreement].abs().sum() <= 0.25 * disagreement.sum()
         assert disagreement.float().mean() < 0.05
 
@@ -52,14 +52,35 @@ def test_a_patch_is_interpolated_from_the_array_and_zero_outside_it():
     shape = (7, 9, 8)
     array = np.moveaxis(np.indices(shape), 0, -1).astype(np.float32) @ [1.0, 10.0, 100.0]
     places = torch.from_numpy(rng.uniform(0, np.array(shape) - 1, (5, 4, 3, 3))).float()
-    taken = take_patch(np.stack([array, -array]), places, "bilinear")
+    taken = take_image(np.stack([array, -array]), places)
     expected = places @ torch.tensor([1.0, 10.0, 100.0])
     assert torch.allclose(taken[0], expected, atol=1e-2)
     assert torch.allclose(taken[1], -expected, atol=1e-2)
-    nearest = take_patch(array[None], places, "nearest")[0]
-    assert torch.equal(nearest, torch.from_numpy(array[tuple(places.round().long().unbind(-1))]))
     outside = torch.tensor([20.0, 3.0, -9.0]).expand(2, 2, 2, 3)
-    assert torch.equal(take_patch(array[None], outside, "bilinear"), torch.zeros(1, 2, 2, 2))
+    assert torch.equal(take_image(array[None], outside), torch.zeros(1, 2, 2, 2))
+
+
+def test_the_class_of_a_place_has_the_largest_share_of_it():
+    rng = np.random.default_rng(0)
+    label_map = rng.integers(0, 5, (1, 7, 9, 8)).astype(np.uint8)
+    places = torch.from_numpy(rng.uniform(-2, np.array([9, 11, 10]), (5, 4, 3, 3))).float()
+    shares = [take_image((label_map == value).astype(np.float32), places)[0] for value in range(5)]
+    shares[0] = 1 - sum(shares[1:])  # outside is background
+    assert torch.equal(take_labels(label_map, places)[0], torch.stack(shares).argmax(dim=0).float())
+
+
+def test_two_corners_of_a_class_outvote_a_nearer_one_of_another():
+    label_map = np.zeros((1, 2, 2, 2), np.uint8)
+    label_map[0, 0, 0, 0], label_map[0, 1, 0, 0], label_map[0, 0, 1, 0] = 3, 7, 7
+    # shares at (.45, .45, 0): (0,0) .3025, (1,0) .2475, (0,1) .2475, (1,1) .2025
+    place = torch.tensor([0.45, 0.45, 0.0]).reshape(1, 1, 1, 3)
+    assert take_labels(label_map, place).item() == 7
+
+
+def test_labels_on_whole_voxels_are_those_of_the_array():
+    label_map = np.random.default_rng(0).integers(0, 200, (1, 5, 6, 7)).astype(np.uint8)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, (5, 6, 7)), indexing="ij"), dim=-1).float()
+    assert torch.equal(take_labels(label_map, places), torch.from_numpy(label_map).float())
 
 
 def test_nothing_is_drawn_where_nothing_moves():
@@ -124,6 +145,6 @@ def test_no_more_is_read_than_the_places_need():
             return found
 
     array = np.zeros((1, 200, 200, 200), np.uint8).view(Watched)
-    take_patch(array, draw(MOVED) + 100, "bilinear")
+    take_image(array, draw(MOVED) + 100)
     furthest = math.dist((0, 0, 0), [n / 2 for n in SIZE]) / 0.8
     assert 0 < Watched.taken < (2 * furthest + 2) ** 3
