@@ -6,6 +6,7 @@ process that is killed (by a system that is out of memory, say) takes no other p
 
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -94,7 +95,7 @@ def _do_until_killed(
     # joblib.Parallel would take it for its own and fail.
     from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
-    executor = ProcessPoolExecutor(processes, env=environment)
+    executor = ProcessPoolExecutor(processes, env=environment, initializer=_end_with, initargs=(os.getpid(),))
     under_way: dict[Future[Result], tuple[Item, int]] = {}
     ended: list[Future[Result]] = []
     slots = deque(range(processes))
@@ -119,6 +120,21 @@ def _do_until_killed(
         return []
     finally:
         _stop(executor, under_way)
+
+
+def _end_with(parent: int) -> None:
+    """From now on this process ends within a second after its parent.
+
+    Where the parent is killed, a piece under way would go on for hours, and write into its folder beside the
+    one of the same command called again.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _do(work: Callable[[Item], Result], item: Item, slot: int | None) -> Result:

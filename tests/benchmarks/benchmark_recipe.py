@@ -30,6 +30,12 @@ STRONGER = (
     "patches.augmentation={rotation_degrees: 30, scale: [0.7, 1.4], spatial_probability: 0.9,"
     " intensity_probability: 0.5, noise: 0.2, brightness: 0.4, contrast: [0.6, 1.6], gamma: [0.6, 1.7]}"
 )
+TURNED = (
+    "patches.augmentation.rotation_degrees=30",
+    "patches.augmentation.scale=[0.7, 1.4]",
+    "patches.augmentation.elastic_mm=3",
+    "patches.augmentation.elastic_probability=0.3",
+)
 VARIANTS = {
     "recipe": (),
     "sgd": ("training.optimizer=sgd", "training.learning_rate=0.02", "training.decay=polynomial"),
@@ -41,6 +47,8 @@ VARIANTS = {
     "plain_weights": ("network.weight_standardization=false",),
     "narrow": ("network.channels=[16, 32, 64, 128]",),
     "augmented": (STRONGER,),
+    "turned": TURNED,
+    "whole_scan": ("patches.size=[40, 56, 40]",),
     "instance": ("network.norm=instance",),
 }
 

@@ -71,7 +71,7 @@ def start(options: argparse.Namespace, place: int, command: list[str], log: Path
         **os.environ,
         **{name: str(folder / name) for name in names},
         "nnUNet_compile": "f",
-        "nnUNet_n_proc_DA": "0" if options.cores == 1 else "1",
+        "nnUNet_n_proc_DA": "1",
         "OMP_NUM_THREADS": str(options.cores),
     }
     with log.open("ab") as file:

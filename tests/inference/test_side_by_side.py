@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -115,6 +116,35 @@ def test_a_piece_that_is_killed_once_is_done_the_second_time(tmp_path):
         return n
 
     assert sorted(_do(work, range(6))) == list(range(6))
+
+
+KILLED_WITH_WORK_UNDER_WAY = """
+import os, sys, time
+from pathlib import Path
+from medseg_brn.inference.side_by_side import do_side_by_side
+
+def work(folder):
+    (Path(folder) / "began").touch()
+    while True:  # as long as this process lives
+        (Path(folder) / "alive").write_text(str(time.time()))
+        time.sleep(0.05)
+
+list(do_side_by_side(work, [sys.argv[1]], processes=1, on_killed=print))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a process cannot see that its parent is gone")
+def test_work_under_way_ends_with_the_process_that_asked_for_it(tmp_path):
+    asking = subprocess.Popen([sys.executable, "-c", KILLED_WITH_WORK_UNDER_WAY, str(tmp_path)])
+    _wait_for(tmp_path / "began")
+    asking.kill()
+    asking.wait()
+    for _ in range(600):
+        (tmp_path / "alive").unlink(missing_ok=True)
+        time.sleep(0.5)
+        if not (tmp_path / "alive").exists():
+            return
+    raise AssertionError("the piece of work goes on without anyone to take its result")
 
 
 def test_pieces_that_all_kill_are_all_told():

@@ -10,6 +10,7 @@ training. The environment variables that nnU-Net reads are set by the caller.
 """
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -45,8 +46,10 @@ def train(dataset_id: str, fold: int, seconds: float) -> None:
             "patch": list(map(int, plan.patch_size)),
         })
     )  # fmt: skip
-    # its loader's processes would keep this one alive
+    # its loader's processes would keep this one alive, and outlive it
     sys.stdout.flush()
+    for process in multiprocessing.active_children():
+        process.kill()
     os._exit(0)
 
 
