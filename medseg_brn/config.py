@@ -37,7 +37,10 @@ class DatasetConfig(Section):
     modalities: tuple[Modality, ...] | None = None
     """One per channel; null takes the dataset's own description."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Number of cross-validation folds, drawn from `seed`."""
+    """Number of cross-validation folds, drawn from `seed`; of no account where `folds_by` is `site`."""
+    folds_by: Literal["patient", "site"] = "patient"
+    """What a fold holds out: patients drawn by chance, or all cases of one site (fold k the k-th site in
+    alphabetical order), as many folds as there are sites."""
     fold: Annotated[int, Field(ge=0)] | None = 0
     """The fold held out for validation; null trains on every case and validates on none."""
     split_seed: Seed | None = None
@@ -45,7 +48,7 @@ class DatasetConfig(Section):
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
-        if self.fold is not None and self.fold >= self.folds:
+        if self.folds_by == "patient" and self.fold is not None and self.fold >= self.folds:
             raise ValueError(
                 f"fold {self.fold} does not exist: folds count from 0 to folds - 1 = {self.folds - 1}"
             )
@@ -122,6 +125,9 @@ class PatchesConfig(Section):
     foreground_by: Literal["case", "class"] = "case"
     """What a foreground patch draws first: the next case, then one of its classes; or a class of the dataset,
     then a case that has it, so that a class of few cases is met as often as any other."""
+    sites: Literal["any", "balanced", "pure"] = "any"
+    """`any` takes every case as often as any other, whatever its site. With `balanced` and `pure` every site
+    is met as often as any other: a batch holds as many sites as it can, or patches of a single one."""
     augmentation: AugmentationConfig | None = AugmentationConfig()
     """Random changes of the training patches; null trains on the patches as they are."""
     workers: Annotated[int, Field(ge=0)] = 1
@@ -141,12 +147,12 @@ class NetworkConfig(Section):
     """Convolutions (plain) or residual blocks (residual) of each encoder level, finest first, or of all."""
     decoder_blocks: PositiveInt | tuple[PositiveInt, ...] = 1
     """Convolutions of each decoder level, finest first, or of all."""
-    norm: Literal["batch_renorm", "mabn", "batch", "sync_batch", "group", "instance", "layer", "none"] = (
-        "batch_renorm"
-    )
-    """Normalization by name."""
+    norm: Literal[
+        "batch_renorm", "mabn", "batch", "sync_batch", "domain_batch", "group", "instance", "layer", "none"
+    ] = "batch_renorm"
+    """Normalization by name; domain_batch is a BatchNorm for each site of the training cases."""
     momentum: Fraction = 0.01
-    """Moving-average weight of the newest batch (batch_renorm, mabn, batch, sync_batch)."""
+    """Moving-average weight of the newest batch (batch_renorm, mabn, batch, sync_batch, domain_batch)."""
     r_max: Annotated[float, Field(ge=1)] = 3.0
     """Final limit of the renorm scale correction r."""
     d_max: NonNegativeFloat = 5.0
@@ -175,6 +181,31 @@ class NetworkConfig(Section):
         if list(self.renorm_schedule) != sorted(self.renorm_schedule):
             raise ValueError(f"renorm_schedule {self.renorm_schedule} must not decrease")
         return self
+
+
+class AdversarialConfig(Section):
+    """A discriminator that learns to tell predictions from references; the network learns to deceive it."""
+
+    weight: PositiveFloat = 0.01
+    """How much deceiving the discriminator counts beside the loss."""
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the run at which the discriminator begins to learn and to count."""
+    channels: PositiveInt = 32
+    """Features of the discriminator's first convolution, doubled by each further one."""
+    layers: PositiveInt = 3
+    """Convolutions between its first and its last; each patch axis needs 3 · 2^layers voxels."""
+    learning_rate: PositiveFloat = 2e-4
+    """Of its Adam; falls as the network's does."""
+    norm: Literal["batch_renorm", "batch", "group", "instance", "spectral", "none"] = "batch_renorm"
+    """Its normalization; `spectral` normalizes weights instead of features (Miyato 2018)."""
+    momentum: Fraction = 0.01
+    """Moving-average weight of the newest batch (batch_renorm, batch)."""
+    r_max: Annotated[float, Field(ge=1)] = 3.0
+    """Final limit of the renorm scale correction r; `network.renorm_schedule` over the rest of the run."""
+    d_max: NonNegativeFloat = 5.0
+    """Final limit of the renorm shift correction d."""
+    batches: Literal["mixed", "separate"] = "mixed"
+    """Whether references and predictions of a pass are one batch of the discriminator, or one each."""
 
 
 class TrainingConfig(Section):
@@ -206,6 +237,10 @@ class TrainingConfig(Section):
     freeze_statistics_at: Fraction | None = None
     """Share of the run after which norms with running statistics normalize by them and leave them as they
     are; null never freezes them."""
+    merge_statistics_every: PositiveInt | None = 1
+    """Where several processes train: steps from one merge of their running statistics to the next, between
+    which each process's follow its own patches. Evaluations and checkpoints have them merged in any case;
+    null merges them for these only."""
     recalibration_patches: PositiveInt | None = None
     """Training patches by which the final network's running statistics are set to the population's; null
     keeps the moving averages."""
@@ -221,6 +256,8 @@ class TrainingConfig(Section):
     """Steps between checkpoints."""
     probe_every: PositiveInt | None = None
     """Steps between samples of what the norms do (`probes.csv`); null takes none."""
+    adversarial: AdversarialConfig | None = None
+    """Adversarial refinement; null trains without a discriminator."""
 
 
 class PostprocessingConfig(Section):

@@ -17,7 +17,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class PreparedCase:
     label_path: Path
     foreground_path: Path
     spacing_mm: tuple[float, float, float]
+    site: str | None = None
 
     def image(self) -> np.ndarray:
         """Returns (C, X, Y, Z) float32, memory-mapped: indexing reads the indexed part alone."""
@@ -120,7 +121,7 @@ def prepare_case(case: Case, dataset: Dataset, preprocessing: Preprocessing, fol
         prepared = _read_entry(entry, case.name)
     if prepared is None:
         raise DataError(f"Prepared case {entry} was damaged while it was written; delete it and run again.")
-    return prepared
+    return replace(prepared, site=case.site)
 
 
 def sample_foreground(label_map: np.ndarray, ignore_class: int | None = None) -> np.ndarray:

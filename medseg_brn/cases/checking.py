@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg_brn.cases.case import Case, Problem
+from medseg_brn.cases.confounding import find_confounding
 from medseg_brn.cases.dataset import Dataset
 from medseg_brn.cases.intensity import find_not_finite
 from medseg_brn.cases.labels import find_values, map_to_classes
@@ -106,7 +107,12 @@ def inspect_dataset(
     _find_repeated_names(inspected)
     _find_copies(inspected)
     _find_unusual_spacings(inspected)
-    whole = [*dataset.problems, *_check_whole(dataset, inspected), *_check_modalities(dataset, inspected)]
+    whole = [
+        *dataset.problems,
+        *_check_whole(dataset, inspected),
+        *_check_sites(dataset, inspected),
+        *_check_modalities(dataset, inspected),
+    ]
     return Inspection(whole + [problem for one in inspected for problem in one.problems], inspected)
 
 
@@ -290,6 +296,16 @@ def _check_whole(dataset: Dataset, inspected: Sequence[CaseInspection]) -> list[
             "", message, "A class that never occurs cannot be learned; correct the description.", "warning"
         )
     ]
+
+
+def _check_sites(dataset: Dataset, inspected: Sequence[CaseInspection]) -> list[Problem]:
+    """Warns of structures that only some sites have, among the cases whose label map can be read."""
+    labelled = [one for one in inspected if one.classes]
+    presence = {
+        name: [not one.classes.isdisjoint(classes) for one in labelled]
+        for name, classes in dataset.targets.structures.items()
+    }
+    return find_confounding([one.case.site for one in labelled], presence)
 
 
 def _check_modalities(dataset: Dataset, inspected: Sequence[CaseInspection]) -> list[Problem]:

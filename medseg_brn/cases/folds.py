@@ -1,4 +1,4 @@
-"""Cross-validation folds: seeded, patients whole, sites and classes spread evenly."""
+"""Cross-validation folds: seeded, patients whole, sites and classes spread evenly; or one site in each."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from medseg_brn.cases.case import Case
+from medseg_brn.cases.sites import group_by_site, name_some
 from medseg_brn.errors import DataError
 
 Labels = list[frozenset[str]]
@@ -62,6 +63,34 @@ def split_folds(
         dealt = np.concatenate([rng.permutation(members) for _, members in sorted(sites.items())]).tolist()
         chosen = [dealt[fold::folds] for fold in range(folds)]
     return [[case for index in fold for case in patients[index]] for fold in chosen]
+
+
+def split_by_site(cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """Returns site -> its cases, which leaving one site out holds out together; both ordered by name.
+
+    Raises:
+        DataError: a case names no site, there is one site only, or a patient was seen at several, who would
+            be trained on and held out at once.
+    """
+    patients = group_by_patient(cases)
+    sites = group_by_site([case for own in patients for case in own], "dataset.folds_by=site")
+    if len(sites) < 2:
+        raise DataError(
+            f"All {len(cases)} cases are of site {', '.join(sites)!r}, and dataset.folds_by=site holds out "
+            "one of several; set it to patient, or add cases of another site."
+        )
+    travelled = [
+        f"{own[0].patient!r} ({', '.join(f'{case.name} at {case.site}' for case in own)})"
+        for own in patients
+        if len({case.site for case in own}) > 1
+    ]
+    if travelled:
+        raise DataError(
+            f"Of {len(patients)} patients {len(travelled)} were seen at several sites: "
+            f"{name_some(travelled)}. With dataset.folds_by=site they would be trained on and held out at "
+            "once; leave out their cases at all sites but one, or set it to patient."
+        )
+    return {site: sorted(own, key=lambda case: case.name) for site, own in sites.items()}
 
 
 def group_by_patient(cases: Sequence[Case]) -> list[list[Case]]:

@@ -50,6 +50,14 @@ def infer(
             help="Override one of the model's inference settings: skip_air=false.",
         ),
     ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where the scans come from: of a model with statistics of each training site, take this "
+            "one's; by default those of a manifest's column 'site', or else the mixture of all.",
+        ),
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="What may be taken in all: 4GB; by default half of what is free."),
@@ -119,7 +127,7 @@ def infer(
     if backend == "processes":  # a cluster's machines choose for themselves
         segmenter = segmenter.with_chosen_precision()
     found = find_inputs(inputs, segmenter.load().description.in_channels)
-    planned = plan_jobs(found.cases, output)
+    planned = plan_jobs(segmenter.choose_sites(found.cases, site), output)
     is_file = [job.target for job in planned] == [output]
     manifest = _open_manifest(segmenter, None if is_file else output)
     try:
@@ -170,9 +178,11 @@ def _run(
             if verbose and outcome.error is None:
                 tell(_explain(outcome))
 
-        note = segmenter.load().method_note
-        if note is not None:
-            tell(note)
+        model = segmenter.load()
+        siteless = any(job.case.site is None for job in jobs)
+        for note in (model.method_note, model.site_note if siteless else None):
+            if note is not None:
+                tell(note)
         return infer_cohort(
             segmenter,
             jobs,

@@ -61,6 +61,9 @@ def train(
     and the renorm limits then go back to where they stand in a run of the new length.
     Several processes: `torchrun --nproc-per-node 2 -m medseg_brn train CONFIG -o RUN`
 
+    With `-s dataset.folds_by=site` a fold holds out all cases of one of the sites that the dataset's manifest
+    names.
+
     With `--all-folds`, RUN/fold_0, RUN/fold_1 … are ordinary runs, RUN/summary.json and RUN/report.html say
     how good their models are on the cases that they had not seen, and RUN/model is the ensemble of them, with
     the post-processing that helped there; `medseg-brn infer RUN` takes it. A fold that fails leaves the

@@ -55,6 +55,15 @@ class NormConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _probes_know_what_it_takes(self) -> Self:
+        if self.network.get("norm") == "domain_batch":
+            raise ValueError(
+                f"norm {self.name!r} is domain_batch, which takes the site of every patch, and the "
+                "comparison's probes tell of none; train it by itself with network.norm=domain_batch"
+            )
+        return self
+
     def describe(self) -> str:
         """What it is, in one line: its description, and the options that it sets where there is none."""
         options = self.network | {f"training.{key}": value for key, value in self.training.items()}

@@ -143,7 +143,13 @@ def examine_run(
     network.to(choose_device(training.device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if training.freeze_statistics_at is not None:
         freeze_statistics(network)
-    stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
+    stream = PatchStream(
+        data.training,
+        experiment.patches,
+        experiment.seed,
+        data.dataset.targets,
+        experiment.training.batch_size,
+    )
     return probe(
         network,
         load_batches(stream, EXAMINED_FROM, EXAMINED_FROM + probes.patches, 1),

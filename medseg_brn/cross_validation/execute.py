@@ -33,6 +33,7 @@ from medseg_brn.inference.side_by_side import Backend, do_side_by_side
 from medseg_brn.reports.cross_validation_report import REPORT_NAME, write_cross_validation_report
 from medseg_brn.training.data import Progress, open_dataset, prepare_training_data, survey_dataset
 from medseg_brn.training.folder import MAY_CHANGE, list_differences
+from medseg_brn.training.sites import list_fold_sites
 from medseg_brn.training.state import check_network
 from medseg_brn.volumes.atomic import write_text_atomic
 
@@ -94,10 +95,8 @@ def run_cross_validation(
     dataset = open_dataset(experiment, data_folder, progress)
     resolved = _resolve(experiment, dataset, data_folder, device, progress)
     write_text_atomic(folder / CONFIG_NAME, dump_experiment(resolved))
-    folds = [
-        _make_fold(resolved, number, folder.absolute(), data_folder)
-        for number in range(resolved.dataset.folds)
-    ]
+    count = len(list_fold_sites(resolved, dataset)) or resolved.dataset.folds
+    folds = [_make_fold(resolved, number, folder.absolute(), data_folder) for number in range(count)]
     results = _do_folds(folds, processes, device, backend, progress, on_fold)
     if final == "single" and not any(result.error for result in results):
         last = _make_fold(resolved, None, folder.absolute(), data_folder)

@@ -43,10 +43,11 @@ class Fold:
     def is_done(self) -> bool:
         """Whether this very experiment was brought to its end. A damaged mark is none."""
         try:
-            done = json.loads((self.folder / DONE_NAME).read_text(encoding="utf-8"))
+            plain = json.loads((self.folder / DONE_NAME).read_text(encoding="utf-8"))
+            done = Experiment.model_validate(plain)  # an option that is newer than the mark has its default
         except (OSError, ValueError):
             return False
-        return bool(done == _without_workers(self.experiment))
+        return _without_workers(done) == _without_workers(self.experiment)
 
 
 @dataclass(frozen=True)

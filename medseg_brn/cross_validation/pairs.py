@@ -50,13 +50,17 @@ def predict_pair(
             "weights_sha256": [description.weights_sha256 for _, description in members],
             "inference": experiment.inference.model_dump(mode="json"),
         }
-        model: Model | None = None
+        known = {site for _, description in members for site in description.sites}
+        models: dict[str | None, Model] = {}
         for case in (case for case in cases if case.fold == fold):
+            site = case.case.site if case.case.site in known else None
             made_with = stamp | {"contents_sha256": _digest_contents(case)}
+            made_with |= {} if site is None else {"site": site}
             found = _read_kept(folder / f"{case.case.name}.json", made_with)
             if found is None:
-                model = model or _average(members, experiment)
-                found = _predict(model, case, dataset, folder)
+                if site not in models:
+                    models[site] = _average(members, experiment, site)
+                found = _predict(models[site], case, dataset, folder)
                 kept = {"made_with": made_with, "evaluation": found.as_dict()}
                 write_text_atomic(folder / f"{case.case.name}.json", json.dumps(kept, indent=1) + "\n")
             evaluations[case.case.name] = found
@@ -70,11 +74,13 @@ def _digest_contents(case: OutOfFoldCase) -> list[str]:
     return [digest(path) for path in (*case.case.image_paths, case.case.label_path)]
 
 
-def _average(members: Sequence[tuple[UNet3d, ModelDescription]], experiment: Experiment) -> Model:
-    """An ensemble in memory."""
+def _average(
+    members: Sequence[tuple[UNet3d, ModelDescription]], experiment: Experiment, site: str | None
+) -> Model:
+    """An ensemble in memory, for scans of the site."""
     device = choose_device(experiment.training.device)
     description = members[0][1].model_copy(update={"inference": experiment.inference})
-    return Model.from_networks(members, description, device, choose_precision("auto", device))
+    return Model.from_networks(members, description, device, choose_precision("auto", device), site)
 
 
 def _predict(model: Model, case: OutOfFoldCase, dataset: Dataset, folder: Path) -> CaseEvaluation:

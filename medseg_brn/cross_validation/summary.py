@@ -21,6 +21,7 @@ from medseg_brn.inference.machine import core_count
 from medseg_brn.inference.postprocessing import postprocess_label_map
 from medseg_brn.reports.run_record import tabulate_metrics
 from medseg_brn.training.data import Progress
+from medseg_brn.training.sites import list_fold_sites
 from medseg_brn.volumes.atomic import write_text_atomic
 from medseg_brn.volumes.reading import read_volume
 from medseg_brn.volumes.volume import Volume
@@ -60,7 +61,8 @@ def write_summary(
     summary = {
         "name": experiment.name,
         "dataset": experiment.dataset.path,
-        "folds": experiment.dataset.folds,
+        "folds": len(folds),
+        "folds_by": experiment.dataset.folds_by,
         "split_seed": experiment.split_seed,
         "steps": experiment.training.steps,
         "spacing_mm": experiment.preprocessing.spacing_mm,
@@ -69,7 +71,8 @@ def write_summary(
         "ignore_value": dataset.ignore_value,
         **describe_evaluation(evaluation, cases, folder),
         "per_fold": [
-            _describe_fold(fold, result, cases) for fold, result in zip(folds, results, strict=False)
+            _describe_fold(fold, result, cases, list_fold_sites(experiment, dataset))
+            for fold, result in zip(folds, results, strict=False)
         ],
         "postprocessing": decision.as_dict(),
         "postprocessed": evaluate_postprocessed(cases, dataset, decision, evaluation, progress),
@@ -141,12 +144,16 @@ def evaluate_label_map(case: OutOfFoldCase, label_map: Volume, dataset: Dataset)
     return replace(case.evaluation, classes=metrics)
 
 
-def _describe_fold(fold: Fold, result: FoldResult, cases: Sequence[OutOfFoldCase]) -> dict[str, Any]:
-    """One row of the table of folds."""
+def _describe_fold(
+    fold: Fold, result: FoldResult, cases: Sequence[OutOfFoldCase], sites: Sequence[str]
+) -> dict[str, Any]:
+    """One row of the table of folds; `sites` are those that the folds hold out, where they hold out sites."""
     number = fold.experiment.dataset.fold
+    assert number is not None
     own = [case for case in cases if case.fold == number]
     described: dict[str, Any] = {
         "fold": number,
+        **({"site": sites[number]} if sites else {}),
         "status": result.status,
         "error": result.error,
         "cases": len(own),

@@ -90,7 +90,7 @@ def infer_cohort(
     outcomes: dict[str, Outcome] = {}
     waiting = []
     for job in jobs:
-        done = manifest.find_done(job.case.name, job.case.image_paths, job.target)
+        done = manifest.find_done(job.case.name, job.case.image_paths, job.target, job.case.site)
         if done is None:
             waiting.append(job)
         else:
@@ -109,7 +109,7 @@ def infer_cohort(
             outcome.case.image_paths,
             outputs=outcome.paths,
             error=outcome.error,
-            details=outcome.details,
+            details=outcome.details | ({} if outcome.case.site is None else {"site": outcome.case.site}),
         )
         on_outcome(outcome)
     return [outcomes[job.case.name] for job in jobs]

@@ -22,6 +22,8 @@ class InputCase:
     image_paths: tuple[Path, ...]
     """One per channel, or one for all."""
     output_name: str
+    site: str | None = None
+    """Where it was scanned, where a manifest says so."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def plan_jobs(cases: Sequence[InputCase], output: Path) -> list[Job]:
 
 def _list_cases(manifest: Path) -> list[InputCase]:
     cases = list_manifest(manifest).cases
-    return [InputCase(case.name, case.image_paths, case.name + DEFAULT_SUFFIX) for case in cases]
+    return [InputCase(case.name, case.image_paths, case.name + DEFAULT_SUFFIX, case.site) for case in cases]
 
 
 def _list_images(path: Path) -> tuple[list[Path], list[Path]]:

@@ -57,10 +57,14 @@ class Manifest:
         self._written = 0.0
         self.cases: dict[str, dict[str, Any]] = {} if path is None else _read_cases(path)
 
-    def find_done(self, name: str, images: Sequence[Path], target: Path) -> tuple[Path, ...] | None:
+    def find_done(
+        self, name: str, images: Sequence[Path], target: Path, site: str | None = None
+    ) -> tuple[Path, ...] | None:
         """Return the files of a case that an earlier run made as this one would; None where it did not."""
         case = self.cases.get(name)
         if case is None or case.get("outcome") != "done" or case.get("settings_sha256") != self._key:
+            return None
+        if case.get("site") != site:
             return None
         outputs = case.get("outputs", [])
         if self._place(target) not in [output.get("path") for output in outputs]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from medseg_brn.errors import ModelError
+from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.inference.inputs import InputCase, find_inputs
 from medseg_brn.inference.machine import default_budget_bytes
 from medseg_brn.inference.precision import choose_precision
@@ -57,6 +57,11 @@ def save_calibrated(
     check_replaceable(folder)
     network, description = load_network(place)
     check_quantizable(network)
+    if description.sites:
+        raise ConfigError(
+            f"{place} normalizes by the statistics of each scan's site (norm domain_batch), so that features "
+            "have other ranges at each, and int8 takes one; choose precision auto, or another network.norm"
+        )
     cases = find_inputs(scans, description.in_channels).cases
     ranges = _measure(network, description, cases, memory_bytes, progress)
     try:

@@ -94,9 +94,9 @@ class Description(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that models without regions or mirrored classes are described as they always were."""
+        """So that models without regions, mirrored classes or sites are described as they always were."""
         plain: dict[str, Any] = serialize(self)
-        for name in ("regions", "mirrored_classes"):
+        for name in ("regions", "mirrored_classes", "sites"):
             if not getattr(self, name, ()):
                 plain.pop(name, None)
         return plain
@@ -147,6 +147,10 @@ class ModelDescription(Description):
     format: Literal["medseg_brn model"] = FORMAT_NAME
     network: NetworkConfig
     """Architecture, normalization included."""
+    sites: tuple[str, ...] = ()
+    """Those of the training cases, in the order of the weights, where `network.norm` has statistics for each
+    (domain_batch). A scan of any other site, or of an unknown one, is normalized by the mixture of all of
+    them. None, and then no such field in the file, with other norms."""
     preprocessing: Preprocessing
     patch_size: Size3
     """Size of the windows, in voxels of the network's grid."""
@@ -167,6 +171,17 @@ class ModelDescription(Description):
             raise ValueError(
                 f"preprocessing.intensity is for {len(self.preprocessing.intensity)} channels "
                 f"but modalities for {self.in_channels}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sites_are_the_norms(self) -> Self:
+        if bool(self.sites) != (self.network.norm == "domain_batch") or len(set(self.sites)) < len(
+            self.sites
+        ):
+            raise ValueError(
+                f"sites are {list(self.sites)} and network.norm is {self.network.norm}; domain_batch has "
+                "sites, each once, and other norms have none"
             )
         return self
 

@@ -18,6 +18,7 @@ from medseg_brn.inference.prediction import Options, Progress, compute_scores
 from medseg_brn.inference.predictor import Predictor
 from medseg_brn.models.description import Description, ModelDescription
 from medseg_brn.models.scan import AIR_BLOCK, Images, PreparedScan, prepare_scan
+from medseg_brn.networks.domain_norm import take_site
 from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Volume
 
@@ -31,10 +32,17 @@ RESERVED_BYTES = 200e6
 
 @dataclass(frozen=True)
 class Member:
-    """One network of a model, with the preprocessing it was trained on."""
+    """One network of a model, with the preprocessing it was trained on.
+
+    Attributes:
+        predictor: the network, of the model's site where it has statistics of it.
+        preprocessing: what it was trained on.
+        sites: those that it has statistics of (norm `domain_batch`).
+    """
 
     predictor: Predictor
     preprocessing: Preprocessing
+    sites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +70,13 @@ class Model:
     Attributes:
         members: the network; or those of an ensemble, whose probabilities are averaged.
         description: classes, label values, inference settings and all else.
+        site: where the scans come from, whose statistics normalize them; None, and in members that do not
+            have the site, the mixture of all sites. Without effect on members without sites.
     """
 
     members: tuple[Member, ...]
     description: Description
+    site: str | None = None
 
     @classmethod
     def from_network(
@@ -81,12 +92,13 @@ class Model:
         description: Description,
         device: torch.device,
         dtype: torch.dtype,
+        site: str | None = None,
     ) -> "Model":
         """Make a model of the trained networks of an ensemble, each with its own description."""
         made = tuple(
             Member(
                 Predictor(
-                    network,
+                    take_site(network, site),
                     own.patch_size,
                     device,
                     dtype,
@@ -94,10 +106,26 @@ class Model:
                     own.mirrored_channels if own.mirrored_classes else None,
                 ),
                 own.preprocessing,
+                own.sites,
             )
             for network, own in members
         )
-        return cls(made, description)
+        return cls(made, description, site)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Those that some member has statistics of, sorted."""
+        return tuple(sorted({site for member in self.members for site in member.sites}))
+
+    @property
+    def site_note(self) -> str | None:
+        """How scans of no known site are normalized, where the model has statistics of sites; else None."""
+        if not self.sites:
+            return None
+        return (
+            f"The model has statistics of the sites {', '.join(self.sites)}; a scan of which no such site is "
+            "told is normalized by their mixture"
+        )
 
     @property
     def method_note(self) -> str | None:

@@ -5,6 +5,7 @@ Loading reads numbers and text, checks both and executes nothing.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +28,10 @@ from medseg_brn.models.model import Model
 from medseg_brn.networks.unet3d import UNet3d
 from medseg_brn.volumes.atomic import atomic_path
 
-__all__ = ["Model", "ModelDescription", "find_model_folder", "load_model", "load_network", "save_model"]
+__all__ = [
+    "Model", "ModelDescription", "find_model_folder", "load_model", "load_models_by_site", "load_network",
+    "save_model",
+]  # fmt: skip
 
 WEIGHTS_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
@@ -59,17 +63,25 @@ def save_model(folder: Path | str, network: nn.Module, description: ModelDescrip
         (temporary / DESCRIPTION_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def load_model(path: Path | str, device: DeviceName = "auto", precision: PrecisionName = "auto") -> Model:
+def load_model(
+    path: Path | str,
+    device: DeviceName = "auto",
+    precision: PrecisionName = "auto",
+    site: str | None = None,
+) -> Model:
     """Load a model or an ensemble, ready to predict.
 
     Args:
         path: a model folder, or a run folder with one inside.
         device: where it computes.
         precision: what it computes in.
+        site: where the scans come from, for a model with statistics of each training site (norm
+            `domain_batch`); None normalizes by the mixture of all.
 
     Raises:
         ModelError: there is none, or it is damaged, of a newer format or not what it says.
-        ConfigError: the device or the precision is not to be had, or int8 not with this model.
+        ConfigError: the device or the precision is not to be had, int8 not with this model, or it has no
+            statistics of the site.
     """
     chosen_device = choose_device(device)
     dtype = choose_precision(precision, chosen_device)
@@ -79,10 +91,21 @@ def load_model(path: Path | str, device: DeviceName = "auto", precision: Precisi
         members = _load_members(folder, description)
     else:
         members = [load_network(folder)]
-    model = Model.from_networks(members, description, chosen_device, dtype)
+    _check_site(site, members, folder)
+    model = Model.from_networks(members, description, chosen_device, dtype, site)
     del members
     return_freed_memory()  # of the weights as they were before folding, some 200 MB with 30 million of them
     return model
+
+
+def load_models_by_site(path: Path | str, device: DeviceName = "auto") -> dict[str | None, Model]:
+    """Load a model for scans of each of its sites, and under None that for all other scans.
+
+    Raises:
+        ModelError, ConfigError: as `load_model`.
+    """
+    model = load_model(path, device)
+    return {None: model} | {site: load_model(path, device, site=site) for site in model.sites}
 
 
 def load_network(path: Path | str) -> tuple[UNet3d, ModelDescription]:
@@ -135,6 +158,17 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
+def _check_site(site: str | None, members: Sequence[tuple[UNet3d, ModelDescription]], folder: Path) -> None:
+    known = sorted({name for _, description in members for name in description.sites})
+    if site is None or site in known:
+        return
+    has = f"statistics of the sites {', '.join(known)}" if known else "the same statistics for all sites"
+    raise ConfigError(
+        f"Site {site!r} was asked for, and the model {folder} has {has}; "
+        + ("name one of them, or none for the mixture of all" if known else "name no site")
+    )
+
+
 def _load_members(folder: Path, ensemble: EnsembleDescription) -> list[tuple[UNet3d, ModelDescription]]:
     """Return the networks of an ensemble, which still are what was combined."""
     places = [folder / MEMBERS_NAME / member.folder for member in ensemble.members]
@@ -176,7 +210,9 @@ def _build_without_memory(description: ModelDescription, folder: Path) -> UNet3d
     """Return the described network with shapes only, so that no description can ask for memory."""
     try:
         with torch.device("meta"):
-            network = build_network(description.network, description.in_channels, description.num_outputs)
+            network = build_network(
+                description.network, description.in_channels, description.num_outputs, description.sites
+            )
             network.check_patch_size(description.patch_size)
     except ConfigError as error:
         raise ModelError(f"{folder} describes no network: {error}") from None

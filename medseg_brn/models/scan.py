@@ -35,6 +35,7 @@ class PreparedScan:
         occupied: (x, y, z) of blocks of `AIR_BLOCK` voxels that hold something; None where all do.
         channels: the scan's own values on its own grid, where they are kept.
         scratch: where its arrays are, and what is made from them goes; closed by whoever made it.
+        site: where it comes from, as far as it is told.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PreparedScan:
     occupied: np.ndarray | None
     channels: tuple[Volume, ...]
     scratch: Scratch
+    site: str | None = None
 
 
 def prepare_scan(

@@ -1,7 +1,7 @@
 """A model at work on a cohort: from the files of a case to the files of its result."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,30 +62,56 @@ class ModelSegmenter:
     threads: int | None = None
     read_ahead: bool = False
 
-    def load(self) -> Model:
+    def load(self, site: str | None = None) -> Model:
         """Return the model, loaded once in a process, and let torch use this process's share of threads.
+
+        Args:
+            site: where scans come from; of a site that the model has no statistics of, as of an unknown one.
 
         Raises:
             ModelError: there is none, or it is damaged.
             ConfigError: the device or precision is not to be had, or an override is wrong.
         """
         torch.set_num_threads(max(1, (self.threads or core_count()) // self.processes))
-        return _load(self.model, self.device, self.precision, self.overrides)
+        model = _load(self.model, self.device, self.precision, self.overrides, None)
+        if site not in model.sites:
+            return model
+        return _load(self.model, self.device, self.precision, self.overrides, site)
+
+    def choose_sites(self, cases: Sequence[InputCase], site: str | None = None) -> tuple[InputCase, ...]:
+        """Return the cases, each with the site whose statistics normalize it, or None for the mixture.
+
+        Args:
+            cases: from `find_inputs`.
+            site: of all of them; None takes each case's own.
+
+        Raises:
+            ConfigError: the model has no statistics of the site.
+        """
+        if site is not None:
+            _load(self.model, self.device, self.precision, self.overrides, site)
+        known = self.load().sites
+        chosen = (case.site if site is None else site for case in cases)
+        return tuple(
+            dataclasses.replace(case, site=own if own in known else None)
+            for case, own in zip(cases, chosen, strict=True)
+        )
 
     def read(self, case: InputCase) -> PreparedScan:
         """Return the scan as the network sees it."""
-        return self.load().prepare(
+        prepared = self.load(case.site).prepare(
             list(case.image_paths),
             memory_bytes=self._memory_bytes(),
             scans_at_once=self._scans_at_once,
             keep_channels=self.measurements,
         )
+        return dataclasses.replace(prepared, site=case.site)
 
     def segment(
         self, prepared: PreparedScan, progress: Callable[[int, int], None] | None
     ) -> tuple[Prediction, dict[str, Any]]:
         """Return the prediction, and details for the manifest."""
-        model = self.load()
+        model = self.load(prepared.site)
         prediction = model.segment(
             prepared,
             probabilities=self.probabilities,
@@ -162,8 +188,10 @@ class ModelSegmenter:
 
 
 @cache
-def _load(path: Path, device: DeviceName, precision: PrecisionName, overrides: tuple[str, ...]) -> Model:
-    model = load_model(path, device, precision)
+def _load(
+    path: Path, device: DeviceName, precision: PrecisionName, overrides: tuple[str, ...], site: str | None
+) -> Model:
+    model = load_model(path, device, precision, site)
     if not overrides:
         return model
     settings = override_inference(model.description.inference, overrides)

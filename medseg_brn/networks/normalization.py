@@ -15,9 +15,12 @@ from medseg_brn.networks.batch_renorm import (
     BatchRenorm3d,
     Schedule,
 )
+from medseg_brn.networks.domain_norm import DomainBatchNorm
 from medseg_brn.networks.mabn import MABN, MABN1d, MABN2d, MABN3d
 
-NORMALIZATIONS = ("batch_renorm", "mabn", "batch", "sync_batch", "group", "instance", "layer", "none")
+NORMALIZATIONS = (
+    "batch_renorm", "mabn", "batch", "sync_batch", "domain_batch", "group", "instance", "layer", "none",
+)  # fmt: skip
 
 # What computes a voxel from a neighbourhood of fixed size, or only holds other layers.
 _LOCAL = (
@@ -38,14 +41,15 @@ def make_normalization(name: str, channels: int, *, dimensions: int = 3, **optio
     Args:
         name: one of `NORMALIZATIONS`. `layer` normalizes each item over channels and voxels alike
             (GroupNorm with one group), `instance` is affine, `none` changes nothing. `mabn` belongs after
-            convolutions with centred filters (see `MABN3d`).
+            convolutions with centred filters (see `MABN3d`). `domain_batch` takes the option `sites`, and
+            needs `set_sites` before each batch (see `DomainBatchNorm`).
         channels: feature channels.
         dimensions: spatial dimensions, 1 to 3.
         options: keyword arguments of the layer made, such as `momentum` or `r_max`; for `group` also
             `groups` (8, reduced to what divides `channels`); `none` ignores them.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or no sites for `domain_batch`.
     """
     match name:
         case "batch_renorm":
@@ -56,6 +60,8 @@ def make_normalization(name: str, channels: int, *, dimensions: int = 3, **optio
             return BATCH_NORM_CLASSES[dimensions - 1](channels, **options)
         case "sync_batch":
             return nn.SyncBatchNorm(channels, **options)
+        case "domain_batch":
+            return DomainBatchNorm(channels, dimensions=dimensions, **options)
         case "group":
             return nn.GroupNorm(gcd(options.pop("groups", 8), channels), channels, **options)
         case "instance":

@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medseg_brn.errors import ModelError
 from medseg_brn.networks.batch_renorm import BatchRenorm
+from medseg_brn.networks.domain_norm import DomainBatchNorm
 from medseg_brn.networks.folding import fold, replace_layer
 from medseg_brn.networks.mabn import MABN
 from medseg_brn.networks.normalization import (
@@ -145,6 +146,10 @@ def _convert_layer(layer: Any, name: str, options: dict[str, Any]) -> nn.Module:
     new: Any = make_normalization(name, channels, dimensions=_spatial_dimensions(layer), **options)
     if isinstance(new, nn.Identity):
         return new
+    if isinstance(new, DomainBatchNorm):  # all sites begin as the layer was
+        del options["sites"]
+        new.domains = nn.ModuleList(_convert_layer(layer, "batch", options) for _ in new.sites)
+        return new.train(layer.training)
     kept = ["weight", "bias"]
     if isinstance(layer, _WITH_BATCH_STATISTICS) and isinstance(new, _WITH_BATCH_STATISTICS):
         kept += ["running_mean", "running_var", "num_batches_tracked"]

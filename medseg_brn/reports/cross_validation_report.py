@@ -53,9 +53,11 @@ def write_cross_validation_report(folder: Path) -> None:
         Section("Cases", [_make_case_table(summary)]),
         Section("Experiment", _describe_experiment(folder)),
     )
+    by_site = _goes_by_site(summary)
     subtitle = (
-        f"Cross-validation in {summary['folds']} folds on {summary['dataset']}, {summary['steps']} steps "
-        "each. Every case was segmented by a model that had not seen it."
+        f"{'Leaving one site out' if by_site else 'Cross-validation'} in {summary['folds']} folds on "
+        f"{summary['dataset']}, {summary['steps']} steps each. Every case was segmented by a model that had "
+        f"not seen {'a case of its site' if by_site else 'it'}."
     )
     page = Page(summary["name"], subtitle, [section for section in sections if section.blocks])
     write_page(page, folder / REPORT_NAME)
@@ -84,11 +86,21 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return dict(summary)
 
 
+def _goes_by_site(summary: dict[str, Any]) -> bool:
+    """Whether each fold holds out a site."""
+    return bool(summary.get("folds_by") == "site")
+
+
+def _name_fold(fold: dict[str, Any]) -> str:
+    """`fold 2`, or `fold 2 (site B)`."""
+    return f"fold {fold['fold']}" + (f" (site {fold['site']})" if "site" in fold else "")
+
+
 def _describe_result(summary: dict[str, Any]) -> list[Block]:
     failed = [fold for fold in summary["per_fold"] if fold["status"] != "finished"]
     blocks: list[Block] = []
     if failed:
-        names = ", ".join(f"fold {fold['fold']}" for fold in failed)
+        names = ", ".join(_name_fold(fold) for fold in failed)
         blocks.append(
             Paragraph(
                 f"Not finished: {names}. What stands here is of the other folds' cases alone, and no "
@@ -139,7 +151,7 @@ def _with_intervals(summary: dict[str, Any]) -> Table:
 
 
 def _describe_folds(summary: dict[str, Any]) -> list[Block]:
-    names = list(summary["summary"]["classes"])
+    names, by_site = list(summary["summary"]["classes"]), _goes_by_site(summary)
     rows: list[list[Cell]] = []
     for fold in summary["per_fold"]:
         name = f"fold_{fold['fold']}"
@@ -148,6 +160,7 @@ def _describe_folds(summary: dict[str, Any]) -> list[Block]:
         rows.append(
             [
                 Link(name, f"{name}/report.html") if done else name,
+                *([fold["site"]] if by_site else []),
                 fold["status"] if fold["error"] is None else f"failed: {fold['error']}",
                 fold["cases"],
                 fold["training_seconds"] / 60,
@@ -155,7 +168,8 @@ def _describe_folds(summary: dict[str, Any]) -> list[Block]:
                 *(found.get(structure, {}).get("dice_mean") for structure in names),
             ]
         )
-    columns = [Column("Fold"), Column("Status"), Column("Cases", "d"), Column("Training (min)", ".1f")]
+    columns = [Column("Fold"), *([Column("Held-out site")] if by_site else []), Column("Status")]
+    columns += [Column("Cases", "d"), Column("Training (min)", ".1f")]
     columns += [Column("Mean Dice", ".3f"), *(Column(f"{name}: Dice", ".3f") for name in names)]
     table = Table("Each fold's model on the cases that it held out.", columns, rows)
     return [table, _make_spread_table(summary, names)]
@@ -164,9 +178,14 @@ def _describe_folds(summary: dict[str, Any]) -> list[Block]:
 def _make_spread_table(summary: dict[str, Any], names: list[str]) -> Table:
     """How many held-out cases of each fold have each structure."""
     folds = [fold for fold in summary["per_fold"] if "classes" in fold]
+    drawn = (
+        "each fold holds out a site as it is"
+        if _goes_by_site(summary)
+        else "folds are drawn so that these are alike"
+    )
     return Table(
-        "Held-out cases that have each structure, by fold: folds are drawn so that these are alike.",
-        [Column("Structure"), *(Column(f"fold {fold['fold']}", "d") for fold in folds), Column("All", "d")],
+        f"Held-out cases that have each structure, by fold: {drawn}.",
+        [Column("Structure"), *(Column(_name_fold(fold), "d") for fold in folds), Column("All", "d")],
         [
             [name, *counts, sum(counts)]
             for name in names

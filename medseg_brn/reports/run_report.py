@@ -172,9 +172,7 @@ def _describe_experiment(run: RunRecord) -> list[Block]:
     standardized = ", standardized weights" if network.weight_standardization else ""
     facts = {
         "Dataset": dataset.path,
-        "Fold": "none: trained on every case"
-        if dataset.fold is None
-        else f"{dataset.fold} of {dataset.folds}",
+        "Fold": _say_fold(run),
         "Cases": f"{trained} trained on, {held_out} held out",
         "Patches": f"{times(experiment.patches.size)} voxels, batch size {training.batch_size}{passes}",
         "Network": f"{network.encoder} encoder, channels {', '.join(map(str, network.channels))}",
@@ -189,6 +187,15 @@ def _describe_experiment(run: RunRecord) -> list[Block]:
     if software:
         facts["Made with"] = ", ".join(f"{name} {value}" for name, value in software.items())
     return [Facts("What was trained", facts), Listing("Every option (config.yaml)", run.config_text)]
+
+
+def _say_fold(run: RunRecord) -> str:
+    dataset = run.experiment.dataset
+    if dataset.fold is None:
+        return "none: trained on every case"
+    if dataset.folds_by == "site":
+        return f"{dataset.fold}: all cases of site {run.split.get('held_out_site', 'unknown')}"
+    return f"{dataset.fold} of {dataset.folds}"
 
 
 def _steps_done(run: RunRecord) -> int:

@@ -11,7 +11,9 @@ class StepRecord:
     """One optimizer step: its number from 1, and what was measured.
 
     `seconds` is its duration, `loader_share` the share of it spent waiting for patches, and `dice` the
-    validation's mean foreground Dice where one was made after the step.
+    validation's mean foreground Dice where one was made after the step. Where the network deceives a
+    discriminator, `adversarial_loss` is -mean D(fake), which `loss` does not contain, and
+    `discriminator_loss` the discriminator's own.
     """
 
     step: int
@@ -21,6 +23,13 @@ class StepRecord:
     seconds: float
     loader_share: float
     dice: float | None = None
+    adversarial_loss: float | None = None
+    discriminator_loss: float | None = None
+
+
+ADVERSARIAL_COLUMNS = ("adversarial_loss", "discriminator_loss")
+"""What only runs with a discriminator have."""
+_OPTIONAL = ("dice", *ADVERSARIAL_COLUMNS)
 
 
 def read_metrics(path: Path) -> list[StepRecord]:
@@ -31,9 +40,9 @@ def read_metrics(path: Path) -> list[StepRecord]:
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             try:
-                dice = float(row["dice"]) if row["dice"] else None
-                numbers = {name: float(row[name]) for name in row if name not in ("step", "dice")}
-                records.append(StepRecord(step=int(row["step"]), dice=dice, **numbers))
+                given = {name: text for name, text in row.items() if text or name not in _OPTIONAL}
+                step = int(given.pop("step"))
+                records.append(StepRecord(step, **{name: float(text) for name, text in given.items()}))
             except (KeyError, TypeError, ValueError):
                 break
     return records

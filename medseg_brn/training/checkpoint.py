@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from medseg_brn.errors import TrainingError
+from medseg_brn.training.adversarial import Adversary
 from medseg_brn.volumes.atomic import atomic_path
 
 _FORMAT = 1
@@ -28,15 +29,17 @@ def save_checkpoint(
     averaged: nn.Module | None,
     optimizer: Optimizer,
     world_size: int = 1,
+    adversary: Adversary | None = None,
 ) -> Path:
     """Write the state after `step` optimizer steps below `folder` and remove older ones; return its path."""
     tensors = {
         **_flatten("network", network.state_dict()),
         **_flatten("averaged", averaged.state_dict() if averaged is not None else {}),
+        **_flatten_optimizer("optimizer", optimizer),
     }
-    for index, state in optimizer.state_dict()["state"].items():
-        values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-        tensors.update(_flatten(f"optimizer.{index}", values))
+    if adversary is not None:
+        tensors.update(_flatten("discriminator", adversary.discriminator.state_dict()))
+        tensors.update(_flatten_optimizer("discriminator_optimizer", adversary.optimizer))
     target = folder / f"step_{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
@@ -62,6 +65,7 @@ def load_checkpoint(
     averaged: nn.Module | None,
     optimizer: Optimizer,
     world_size: int = 1,
+    adversary: Adversary | None = None,
 ) -> int:
     """Put the checkpoint's state into the given objects; return the number of steps it was taken after.
 
@@ -82,16 +86,19 @@ def load_checkpoint(
         network.load_state_dict(_unflatten("network", tensors))
         if averaged is not None:
             averaged.load_state_dict(_unflatten("averaged", tensors))
-        _load_optimizer(optimizer, tensors)
+        _load_optimizer("optimizer", optimizer, tensors)
+        if adversary is not None:
+            adversary.discriminator.load_state_dict(_unflatten("discriminator", tensors))
+            _load_optimizer("discriminator_optimizer", adversary.optimizer, tensors)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise TrainingError(f"Checkpoint {path} does not fit this run: {reason}; {remedy}") from None
     return int(numbers["step"])
 
 
-def _load_optimizer(optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def _load_optimizer(prefix: str, optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     state: dict[int, dict[str, Any]] = {}
-    for name, value in _unflatten("optimizer", tensors).items():
+    for name, value in _unflatten(prefix, tensors).items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -100,6 +107,14 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> N
         for name, moment in moments.items():
             if moment.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(moment).detach()
+
+
+def _flatten_optimizer(prefix: str, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        values = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        tensors.update(_flatten(f"{prefix}.{index}", values))
+    return tensors
 
 
 def _flatten(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

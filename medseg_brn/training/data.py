@@ -20,6 +20,7 @@ from medseg_brn.errors import ConfigError, DataError, ModelError
 from medseg_brn.experiment import PHANTOM_PATHS
 from medseg_brn.inference.postprocessing import check_rules
 from medseg_brn.training.losses import make_loss_of
+from medseg_brn.training.sites import check_sites, hold_out_site, name_held_out_site
 from medseg_brn.volumes.atomic import write_text_atomic
 
 SPLIT_NAME = "split.json"
@@ -77,6 +78,7 @@ def prepare_training_data(
     splits = ((place, _split_as_before(place / SPLIT_NAME, dataset, experiment)) for place in places)
     known = next(((place, split) for place, split in splits if split is not None), None)
     training, held_out = known[1] if known else split_dataset(dataset, experiment, folder, progress, jobs)
+    check_sites(experiment, training)
     preprocessing = _resolve(experiment, dataset, training, known[0] if known else None, progress)
     count = len(training) + len(held_out)
     done = iter(range(1, count + 1))
@@ -127,8 +129,9 @@ def split_dataset(
     """Training and held-out cases of the experiment's fold, both ordered by name.
 
     Raises:
-        ConfigError: there are fewer labelled cases than folds.
-        DataError: a label map cannot be read, or all of it is to be ignored.
+        ConfigError: there are fewer labelled cases than folds, or fewer sites than the fold's number.
+        DataError: a label map cannot be read, or all of it is to be ignored; or folds go by sites, and a case
+            names none, or a patient was seen at several.
     """
     labelled = sorted(dataset.labelled_cases, key=lambda case: case.name)
     config = experiment.dataset
@@ -136,19 +139,22 @@ def split_dataset(
         _refuse_ignored(survey_dataset(dataset, folder, progress, jobs), dataset.ignore_value)
     if config.fold is None:
         return labelled, []
-    if len(labelled) < config.folds:
-        raise ConfigError(
-            f"{len(labelled)} labelled cases cannot be split into dataset.folds = {config.folds}; lower it,"
-            " or set dataset.fold to null to train on all of them"
-        )
-    facts = survey_dataset(dataset, folder, progress, jobs)
-    structures = set(dataset.label_values[1:])
-    classes = {name: structures.intersection(found.values) for name, found in facts.items()}
-    folds = split_folds(labelled, config.folds, experiment.split_seed, classes)
-    held_out = {case.name for case in folds[config.fold]}
+    if config.folds_by == "site":
+        held_out = hold_out_site(experiment, labelled)
+    else:
+        if len(labelled) < config.folds:
+            raise ConfigError(
+                f"{len(labelled)} labelled cases cannot be split into dataset.folds = {config.folds}; lower "
+                "it, or set dataset.fold to null to train on all of them"
+            )
+        facts = survey_dataset(dataset, folder, progress, jobs)
+        structures = set(dataset.label_values[1:])
+        classes = {name: structures.intersection(found.values) for name, found in facts.items()}
+        held_out = split_folds(labelled, config.folds, experiment.split_seed, classes)[config.fold]
+    names = {case.name for case in held_out}
     return (
-        [case for case in labelled if case.name not in held_out],
-        [case for case in labelled if case.name in held_out],
+        [case for case in labelled if case.name not in names],
+        [case for case in labelled if case.name in names],
     )
 
 
@@ -219,9 +225,11 @@ def _damaged(path: Path, why: str) -> DataError:
     )
 
 
-def _describe_draw(experiment: Experiment) -> dict[str, int | None]:
+def _describe_draw(experiment: Experiment) -> dict[str, int | str | None]:
     """What a split depends on besides the cases."""
     config = experiment.dataset
+    if config.folds_by == "site":
+        return {"fold": config.fold, "folds_by": "site"}
     return {"fold": config.fold, "folds": config.folds, "seed": experiment.split_seed}
 
 
@@ -230,10 +238,14 @@ def _describe_split(
 ) -> dict[str, Any]:
     """What is trained on and what held out, and what is learnt of it, in plain JSON types."""
     structures = dataset.structures
+    sites = {case.name: case.site for case in [*training, *validation] if case.site is not None}
+    held_out_site = name_held_out_site(experiment, validation)
     return {
         "training": [case.name for case in training],
         "validation": [case.name for case in validation],
         "drawn": _describe_draw(experiment),
+        **({} if held_out_site is None else {"held_out_site": held_out_site}),
+        **({"sites": sites} if sites else {}),
         "classes": dict(zip(dataset.class_names, dataset.label_values, strict=True)),
         "structures": {name: list(values) for name, values in structures.label_values.items()},
         "ignore_value": structures.ignore_value,

@@ -16,6 +16,7 @@ from medseg_brn.training.diagnosis.divergence import Divergence
 from medseg_brn.training.diagnosis.patches import PatchLog
 from medseg_brn.training.distributed import Processes
 from medseg_brn.training.recording import Recorder
+from medseg_brn.training.schedules import checkpoint_is_due, validation_is_due
 from medseg_brn.training.state import TrainingState
 from medseg_brn.training.validation import validate_quickly
 from medseg_brn.volumes.atomic import write_text_atomic
@@ -63,10 +64,10 @@ class Keeper:
         self._recorder.write_patches(self._patches.read(record.step))
         if self._watcher is not None:
             self._recorder.write_samples(self._watcher.after_step(record.step))
-        if training.validate_every and record.step % training.validate_every == 0:
+        if validation_is_due(record.step, training):
             record = replace(record, dice=self._validate())
         self._recorder.write(record)
-        if record.step % training.checkpoint_every == 0 or record.step == training.steps:
+        if checkpoint_is_due(record.step, training):
             # Rows first: a checkpoint without its rows could not be told from a complete one.
             self._recorder.flush()
             self._save(record.step)
@@ -80,7 +81,13 @@ class Keeper:
     def _save(self, step: int) -> None:
         state = self._state
         save_checkpoint(
-            self._checkpoints, step, state.network, state.averaged, state.optimizer, self._world_size
+            self._checkpoints,
+            step,
+            state.network,
+            state.averaged,
+            state.optimizer,
+            self._world_size,
+            state.adversary,
         )
 
     def _validate(self) -> float | None:

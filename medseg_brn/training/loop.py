@@ -11,15 +11,19 @@ from torch.utils.data import DataLoader
 
 from medseg_brn.config import Experiment
 from medseg_brn.errors import DataError, DivergenceError, TrainingError
+from medseg_brn.networks.domain_norm import set_sites
 from medseg_brn.networks.normalization import freeze_statistics, set_renorm_step
 from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
 from medseg_brn.reports.step_records import StepRecord
+from medseg_brn.training.adversarial import Adversary, start_adversary
 from medseg_brn.training.diagnosis.divergence import Divergence, find_spoilt_statistics, trace_divergence
-from medseg_brn.training.distributed import Processes, merge_statistics, share_gradients
+from medseg_brn.training.distributed import Processes, StatisticsMerge, average_windows, share_gradients
 from medseg_brn.training.losses import Loss
 from medseg_brn.training.schedules import (
+    checkpoint_is_due,
     compute_learning_rate,
     compute_renorm_schedule,
+    merge_is_due,
     statistics_are_frozen,
 )
 from medseg_brn.training.state import TrainingState
@@ -96,6 +100,9 @@ def run_steps(
     training = experiment.training
     schedule = compute_renorm_schedule(experiment.network, training.steps)
     network = share_gradients(state.network, processes)
+    # Merged at every step, the averaged network's statistics never differ between processes.
+    networks = [state.network] if training.merge_statistics_every == 1 else _list_networks(state)
+    merge = StatisticsMerge(networks, processes)
     state.network.train()
     for step in range(first_step, training.steps):
         start = time.perf_counter()
@@ -103,23 +110,39 @@ def run_steps(
         set_renorm_step(state.network, step, schedule)
         if statistics_are_frozen(step, training):
             freeze_statistics(state.network)
+        adversary = start_adversary(state.adversary, step)
         if before_step is not None:
             before_step(step + 1)
         learning_rate = compute_learning_rate(step, training)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         losses, trained = [], []
-        for _ in range(training.accumulation):
+        for number in range(1, training.accumulation + 1):
             before = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - before
             trained.append(batch)
-            losses.append(_backward(network, batch, loss_function, training.accumulation, dtype, after_pass))
+            merges_now = number == training.accumulation and merge_is_due(step + 1, training)
+            after_forward = merge.start if merges_now else None
+            losses.append(
+                _backward(
+                    network,
+                    batch,
+                    loss_function,
+                    training.accumulation,
+                    dtype,
+                    adversary,
+                    after_forward,
+                    after_pass,
+                )
+            )
         loss, norm = sum(losses) / len(losses), _clip_gradients(state.network, training.gradient_clip)
         if math.isfinite(loss) and math.isfinite(norm):
             cause = find_spoilt_statistics(state.network, trained)
         else:
             cause = trace_divergence(state.network, trained, loss_function, dtype)
+        if adversary is not None:
+            cause = adversary.explain(cause)
         if cause is not None:
             cases = cause.cases or sorted({case for batch in trained for case in batch["cases"]})
             divergence = Divergence(step + 1, loss, norm, tuple(cases), cause)
@@ -128,12 +151,19 @@ def run_steps(
             raise DivergenceError(divergence.message())
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        merge_statistics(state.network, processes)
+        merge.finish()
+        if adversary is not None:
+            adversary.finish(processes)
         if state.averaged is not None:
             state.averaged.update_parameters(state.network)
+        if checkpoint_is_due(step + 1, training):
+            average_windows(_list_networks(state), processes)
+        adversarial = {} if adversary is None else adversary.read_losses()
         seconds = time.perf_counter() - start
         if after_step is not None:
-            after_step(StepRecord(step + 1, loss, learning_rate, norm, seconds, waited / seconds))
+            after_step(
+                StepRecord(step + 1, loss, learning_rate, norm, seconds, waited / seconds, **adversarial)
+            )
 
 
 def _backward(
@@ -142,19 +172,32 @@ def _backward(
     loss_function: Loss,
     accumulation: int,
     dtype: torch.dtype,
+    adversary: Adversary | None,
+    after_forward: Callable[[], None] | None,
     observe: Observer | None,
 ) -> float:
-    """Add one batch's gradient; return its loss."""
+    """Add one batch's gradient; return its loss, without what the adversary adds."""
     device = next(network.parameters()).device
     image = batch["image"].to(device, non_blocking=True, memory_format=torch.channels_last_3d)
     classes = batch["label"].to(device, non_blocking=True)
+    set_sites(network, batch.get("sites", ()))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         logits = network(image)
+    if after_forward is not None:
+        after_forward()
+    finest = logits if isinstance(logits, Tensor) else logits[0]
     loss = loss_function(logits, classes)
-    (loss / accumulation).backward()
+    lowered = loss
+    if adversary is not None:
+        lowered = loss + adversary.challenge(image, finest, classes, 1 / accumulation)
+    (lowered / accumulation).backward()
     if observe is not None:
-        observe(batch, logits if isinstance(logits, Tensor) else logits[0], classes)
+        observe(batch, finest, classes)
     return float(loss.detach())
+
+
+def _list_networks(state: TrainingState) -> list[nn.Module]:
+    return [state.network] if state.averaged is None else [state.network, state.averaged.module]
 
 
 def _clip_gradients(network: nn.Module, limit: float | None) -> float:

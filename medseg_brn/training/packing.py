@@ -14,6 +14,7 @@ from medseg_brn.models.description import ModelDescription, describe_regions
 from medseg_brn.models.package import save_model
 from medseg_brn.reports.step_records import read_metrics
 from medseg_brn.training.data import TrainingData
+from medseg_brn.training.sites import list_norm_sites, name_held_out_site
 
 
 def save_trained_model(
@@ -28,6 +29,7 @@ def save_trained_model(
     description = ModelDescription(
         name=experiment.name,
         network=experiment.network,
+        sites=list_norm_sites(experiment, data.training),
         class_names=data.dataset.class_names,
         label_values=data.dataset.label_values,
         regions=describe_regions(data.dataset),
@@ -52,6 +54,11 @@ def summarize_training(run_folder: Path, experiment: Experiment, data: TrainingD
         "training_cases": len(data.training),
         "validation_cases": len(data.validation_cases),
         "fold": experiment.dataset.fold,
+        **(
+            {"held_out_site": name_held_out_site(experiment, data.validation_cases)}
+            if experiment.dataset.folds_by == "site"
+            else {}
+        ),
         "seed": experiment.seed,
         "steps": experiment.training.steps,
         "batch_size": experiment.training.batch_size,

@@ -3,14 +3,20 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 
 from medseg_brn.probes.watching import Sample
-from medseg_brn.reports.step_records import PatchRecord, StepRecord, read_metrics, read_patches
+from medseg_brn.reports.step_records import (
+    ADVERSARIAL_COLUMNS,
+    PatchRecord,
+    StepRecord,
+    read_metrics,
+    read_patches,
+)
 from medseg_brn.volumes.atomic import write_text_atomic
 
 
@@ -19,17 +25,20 @@ class Recorder:
     samples to `probes.csv`.
 
     On opening, rows after `first_step` are dropped: they were written after the checkpoint that a resumed
-    run starts from, and will be written again.
+    run starts from, and will be written again. The discriminator's columns of `metrics.csv` are there where
+    the run is `adversarial`.
     """
 
-    def __init__(self, run_folder: Path, first_step: int) -> None:
+    def __init__(self, run_folder: Path, first_step: int, adversarial: bool = False) -> None:
         path = run_folder / "metrics.csv"
-        kept = [_as_row(row) for row in read_metrics(path) if row.step <= first_step]
-        self._file = _open_table(path, StepRecord, kept)
+        columns = _name_columns(StepRecord)
+        self._columns = [name for name in columns if adversarial or name not in ADVERSARIAL_COLUMNS]
+        kept = [self._as_row(row) for row in read_metrics(path) if row.step <= first_step]
+        self._file = _open_table(path, self._columns, kept)
         self._writer = csv.writer(self._file, lineterminator="\n")
         path = run_folder / "patches.csv"
         trained = [patch.as_row() for patch in read_patches(path) if patch.step <= first_step]
-        self._patches = _open_table(path, PatchRecord, trained)
+        self._patches = _open_table(path, _name_columns(PatchRecord), trained)
         self._patch_writer = csv.writer(self._patches, lineterminator="\n")
         self._folder, self._first_step = run_folder, first_step
         self._samples: TextIO | None = None
@@ -37,8 +46,8 @@ class Recorder:
 
     def write(self, record: StepRecord) -> None:
         """Add one step."""
-        self._writer.writerow(_as_row(record))
-        for name in ("loss", "learning_rate", "gradient_norm", "dice"):
+        self._writer.writerow(self._as_row(record))
+        for name in ("loss", "learning_rate", "gradient_norm", "dice", *ADVERSARIAL_COLUMNS):
             value = getattr(record, name)
             if value is not None:
                 self._tensorboard.add_scalar(name, value, record.step)
@@ -52,7 +61,7 @@ class Recorder:
         if self._samples is None and samples:
             path = self._folder / "probes.csv"
             kept = [_sample_row(sample) for sample in read_samples(path) if sample.step <= self._first_step]
-            self._samples = _open_table(path, Sample, kept)
+            self._samples = _open_table(path, _name_columns(Sample), kept)
         if self._samples is not None:
             csv.writer(self._samples, lineterminator="\n").writerows(map(_sample_row, samples))
 
@@ -61,6 +70,10 @@ class Recorder:
         for file in (self._file, self._patches, self._samples, self._tensorboard):
             if file is not None:
                 file.flush()
+
+    def _as_row(self, record: StepRecord) -> list[str]:
+        values = [getattr(record, name) for name in self._columns]
+        return ["" if v is None else f"{v:.8g}" if isinstance(v, float) else str(v) for v in values]
 
     def __enter__(self) -> Self:
         return self
@@ -85,11 +98,16 @@ def read_samples(path: Path) -> list[Sample]:
     return samples
 
 
-def _open_table(path: Path, kind: Any, rows: list[list[str]]) -> TextIO:
-    """A CSV file of records of a dataclass, with these rows, open for more."""
+def _name_columns(kind: Any) -> list[str]:
+    """Those of a table of a dataclass's records."""
+    return [field.name for field in fields(kind)]
+
+
+def _open_table(path: Path, columns: list[str], rows: list[list[str]]) -> TextIO:
+    """A CSV file with these rows, open for more."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(kind))
+    writer.writerow(columns)
     writer.writerows(rows)
     write_text_atomic(path, text.getvalue())
     # line by line, so that a run can be watched while it goes on
@@ -98,10 +116,3 @@ def _open_table(path: Path, kind: Any, rows: list[list[str]]) -> TextIO:
 
 def _sample_row(sample: Sample) -> list[str]:
     return [str(sample.step), sample.layer, sample.metric, f"{sample.value:.8g}"]
-
-
-def _as_row(record: StepRecord) -> list[str]:
-    return [
-        "" if value is None else f"{value:.8g}" if isinstance(value, float) else str(value)
-        for value in asdict(record).values()
-    ]

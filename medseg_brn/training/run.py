@@ -12,22 +12,25 @@ Every stage can be repeated: a run that was killed at any moment is brought to i
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from medseg_brn.config import Experiment
 from medseg_brn.errors import DivergenceError
 from medseg_brn.inference.machine import reset_peak, return_freed_memory
 from medseg_brn.inference.precision import choose_device, choose_precision
-from medseg_brn.models.package import load_model
+from medseg_brn.models.package import load_models_by_site
+from medseg_brn.networks.domain_norm import set_sites
 from medseg_brn.networks.surgery import recalibrate
 from medseg_brn.patches.stream import PatchStream, load_batches
 from medseg_brn.reports.run_report import write_run_report
 from medseg_brn.reports.step_records import StepRecord
+from medseg_brn.training.adversarial import make_adversary
 from medseg_brn.training.checkpoint import find_checkpoint, load_checkpoint
 from medseg_brn.training.data import Progress, TrainingData, prepare_training_data
 from medseg_brn.training.diagnosis.fit import measure_fit, segment_suspects
@@ -38,6 +41,7 @@ from medseg_brn.training.loop import make_loader, run_steps
 from medseg_brn.training.losses import make_loss_of
 from medseg_brn.training.packing import save_trained_model
 from medseg_brn.training.recording import Recorder
+from medseg_brn.training.sites import list_norm_sites
 from medseg_brn.training.state import TrainingState, check_network, make_state
 from medseg_brn.training.validation import validate_model
 from medseg_brn.volumes.atomic import write_text_atomic
@@ -121,14 +125,22 @@ def _run_steps(
     after_step: Callable[[StepRecord, int], None] | None,
 ) -> TrainingState:
     """The state after the last step, reached from the newest checkpoint or from the start."""
-    state = make_state(experiment, data.in_channels, data.num_outputs, device)
+    sites = list_norm_sites(experiment, data.training)
+    state = make_state(experiment, data.in_channels, data.num_outputs, device, sites)
+    state.adversary = make_adversary(experiment, data.in_channels, data.dataset.targets, device)
     checkpoint = find_checkpoint(run_folder / "checkpoint")
     first_step = 0
     if checkpoint is not None:
         first_step = load_checkpoint(
-            checkpoint, state.network, state.averaged, state.optimizer, processes.world_size
+            checkpoint, state.network, state.averaged, state.optimizer, processes.world_size, state.adversary
         )
-    stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
+    stream = PatchStream(
+        data.training,
+        experiment.patches,
+        experiment.seed,
+        data.dataset.targets,
+        experiment.training.batch_size,
+    )
     batches = make_loader(stream, experiment, first_step, processes)
     steps = partial(
         run_steps,
@@ -143,7 +155,7 @@ def _run_steps(
     if not processes.is_first:
         steps()
         return state
-    with Recorder(run_folder, first_step) as recorder:
+    with Recorder(run_folder, first_step, adversarial=state.adversary is not None) as recorder:
         keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, processes, after_step)
         steps(
             before_step=keeper.before_step,
@@ -168,9 +180,8 @@ def _finish(
     save_trained_model(run_folder, experiment, data, state.best_network)
     dice = None
     if data.validation_cases:
-        model = load_model(run_folder, device=experiment.training.device)
         found = validate_model(
-            model,
+            load_models_by_site(run_folder, experiment.training.device),
             data.validation_cases,
             data.dataset,
             run_folder,
@@ -215,9 +226,20 @@ def _recalibrate(experiment: Experiment, data: TrainingData, state: TrainingStat
     training = experiment.training
     if training.recalibration_patches is None:
         return
-    stream = PatchStream(data.training, experiment.patches, experiment.seed, data.dataset.targets)
+    stream = PatchStream(
+        data.training,
+        experiment.patches,
+        experiment.seed,
+        data.dataset.targets,
+        experiment.training.batch_size,
+    )
     first = training.steps * training.accumulation
     last = first + math.ceil(training.recalibration_patches / training.batch_size)
     device = next(state.best_network.parameters()).device
-    batches = load_batches(stream, first, last, training.batch_size)
-    recalibrate(state.best_network, (batch["image"].to(device) for batch in batches))
+
+    def images() -> Iterator[Tensor]:
+        for batch in load_batches(stream, first, last, training.batch_size):
+            set_sites(state.best_network, batch.get("sites", ()))
+            yield batch["image"].to(device)
+
+    recalibrate(state.best_network, images())

@@ -28,3 +28,31 @@ def compute_renorm_schedule(network: NetworkConfig, steps: int) -> tuple[int, in
 def statistics_are_frozen(step: int, config: TrainingConfig) -> bool:
     """Whether the norms leave their running statistics as they are from optimizer step `step` (from 0) on."""
     return config.freeze_statistics_at is not None and step >= config.freeze_statistics_at * config.steps
+
+
+def validation_is_due(done: int, config: TrainingConfig) -> bool:
+    """Whether whole volumes are validated after optimizer step number `done` (from 1)."""
+    return config.validate_every is not None and done % config.validate_every == 0
+
+
+def checkpoint_is_due(done: int, config: TrainingConfig) -> bool:
+    """Whether a checkpoint is saved after optimizer step number `done` (from 1), as after the last one."""
+    return done % config.checkpoint_every == 0 or done == config.steps
+
+
+def merge_is_due(done: int, config: TrainingConfig) -> bool:
+    """Whether several processes merge their running statistics in optimizer step number `done` (from 1).
+
+    They do at every `merge_statistics_every`-th step, and where all must have the same: before a validation,
+    before a checkpoint (so that a resumed run goes on from what all had), and before the statistics freeze.
+    Frozen ones are the same already.
+    """
+    if statistics_are_frozen(done - 1, config):
+        return False
+    every = config.merge_statistics_every
+    return (
+        (every is not None and done % every == 0)
+        or validation_is_due(done, config)
+        or checkpoint_is_due(done, config)
+        or statistics_are_frozen(done, config)
+    )

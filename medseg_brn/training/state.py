@@ -12,15 +12,17 @@ from torch.optim.swa_utils import AveragedModel
 from medseg_brn.config import Experiment, TrainingConfig
 from medseg_brn.errors import ConfigError
 from medseg_brn.models.architecture import build_network
+from medseg_brn.training.adversarial import Adversary, check_discriminator
 
 
 @dataclass
 class TrainingState:
-    """Network, its moving average (or None) and the optimizer, as they are between two steps."""
+    """Network, its moving average (or None), optimizer and adversary (or None), as between two steps."""
 
     network: nn.Module
     averaged: AveragedModel | None
     optimizer: Optimizer
+    adversary: Adversary | None = None
 
     @property
     def best_network(self) -> nn.Module:
@@ -29,11 +31,15 @@ class TrainingState:
 
 
 def make_state(
-    experiment: Experiment, in_channels: int, num_outputs: int, device: torch.device
+    experiment: Experiment,
+    in_channels: int,
+    num_outputs: int,
+    device: torch.device,
+    sites: Sequence[str] = (),
 ) -> TrainingState:
     """State before the first step; initial weights come from the experiment's seed."""
     torch.manual_seed(experiment.seed)
-    network = build_network(experiment.network, in_channels, num_outputs)
+    network = build_network(experiment.network, in_channels, num_outputs, sites)
     network.activation_checkpointing = experiment.training.activation_checkpointing
     network.to(device)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -48,13 +54,13 @@ def check_network(experiment: Experiment, device: torch.device) -> None:
     """Find out before any data is read whether the network can train on the patches.
 
     Raises:
-        ConfigError: the levels make no network, the patch size does not fit them, or the device does not
-            have the norm.
+        ConfigError: the levels make no network, the patch size does not fit them or the discriminator, or
+            the device does not have the norm.
     """
     if experiment.network.norm == "sync_batch" and device.type == "cpu":
         raise ConfigError("network.norm sync_batch works on GPUs only; choose batch_renorm or batch here")
     with torch.device("meta"):
-        network = build_network(experiment.network, in_channels=1, num_outputs=2)
+        network = build_network(experiment.network, in_channels=1, num_outputs=2, sites=("any",))
     size = experiment.patches.size
     network.check_patch_size(size)
     coarsest = [length // stride for length, stride in zip(size, network.strides_total, strict=True)]
@@ -63,6 +69,7 @@ def check_network(experiment: Experiment, device: torch.device) -> None:
             f"Patch size {size} is a single voxel at the coarsest level, where a norm has nothing to"
             " normalize; enlarge patches.size or shorten network.channels"
         )
+    check_discriminator(experiment)
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:

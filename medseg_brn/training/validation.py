@@ -1,7 +1,7 @@
 """Validation on whole volumes: quick Dice while a run goes on, a full evaluation of its model at the end."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from medseg_brn.evaluation.results import CaseEvaluation, Evaluation
 from medseg_brn.inference.prediction import Options, compute_scores
 from medseg_brn.inference.predictor import Predictor
 from medseg_brn.models.package import Model
+from medseg_brn.networks.domain_norm import find_sites, take_site
 from medseg_brn.volumes.atomic import write_text_atomic
 from medseg_brn.volumes.reading import read_volume
 from medseg_brn.volumes.scratch import Scratch
@@ -37,16 +38,21 @@ def validate_quickly(
 ) -> float:
     """Mean foreground Dice over whole volumes on the network's own grid.
 
-    Voxels to be ignored are left out, and so are classes (or regions) that are absent.
+    Voxels to be ignored are left out, and so are classes (or regions) that are absent. Of a network with
+    statistics of sites, each case gets those of its own where the network has them, else the mixture.
     """
-    predictor = Predictor(network, experiment.patches.size, device, dtype)
+    known, predictors = find_sites(network), {}
     options = Options(
         overlap=experiment.inference.overlap, exclusive=not targets.regions, probabilities=False
     )
     dice = []
     for case in cases:
+        site = case.site if case.site in known else None
+        if site not in predictors:
+            own = take_site(network, site)
+            predictors[site] = Predictor(own, experiment.patches.size, device, dtype)
         with Scratch() as scratch:
-            scores = compute_scores([predictor], [np.array(case.image())], options, scratch)
+            scores = compute_scores([predictors[site]], [np.array(case.image())], options, scratch)
             label_map = np.concatenate([targets.decide(slab) for slab in scores.slabs])
         reference = np.array(case.label_map())
         cut_ignored(label_map, reference, targets.ignore_class)
@@ -58,7 +64,7 @@ def validate_quickly(
 
 
 def validate_model(
-    model: Model,
+    models: Mapping[str | None, Model],
     cases: Sequence[Case],
     dataset: Dataset,
     run_folder: Path,
@@ -68,11 +74,20 @@ def validate_model(
 
     Label maps are written to `run_folder/validation/`, all metrics to `run_folder/validation.json`, in the
     form of `Evaluation.as_dict`.
+
+    Args:
+        models: the model for scans of each site, and under None that for those of any other
+            (`load_models_by_site`).
+        cases: the held-out ones.
+        dataset: of the cases.
+        run_folder: where to write.
+        on_case: called with (cases done, cases in all).
     """
     results = []
     for number, case in enumerate(cases, 1):
         if case.label_path is None:
             continue
+        model = models.get(case.site, models[None])
         prediction = model.predict(list(case.image_paths))
         path = run_folder / "validation" / f"{case.name}.nii.gz"
         path.parent.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from medseg_brn.cases.case import Case
 from medseg_brn.cases.dataset import read_dataset
-from medseg_brn.cases.folds import split_folds
+from medseg_brn.cases.folds import split_by_site, split_folds
 from medseg_brn.errors import DataError
 
 
@@ -74,6 +74,25 @@ def test_more_folds_than_patients_are_refused(folds: int) -> None:
 def test_two_cases_of_one_name_are_refused() -> None:
     with pytest.raises(DataError, match="Two cases are named 'c1'"):
         split_folds([make_case("c1"), make_case("c0"), make_case("c1")], 2, 0)
+
+
+def test_leaving_a_site_out_holds_out_all_of_its_cases() -> None:
+    cases = [make_case(f"c{n}", site="BAC"[n % 3]) for n in range(8)]
+    assert {site: [case.name for case in own] for site, own in split_by_site(cases[::-1]).items()} == {
+        "A": ["c1", "c4", "c7"],
+        "B": ["c0", "c3", "c6"],
+        "C": ["c2", "c5"],
+    }
+
+
+def test_a_patient_at_two_sites_is_told_by_name() -> None:
+    cases = [make_case("c0", "p1", "A"), make_case("c1", "p2", "A"), make_case("c2", "p1", "B")]
+    with pytest.raises(DataError, match=r"Of 2 patients 1 were seen .*'p1' \(c0 at A, c2 at B\)"):
+        split_by_site(cases)
+    with pytest.raises(DataError, match=r"All 2 cases are of site 'A'"):
+        split_by_site(cases[:2])
+    with pytest.raises(DataError, match=r"dataset\.folds_by=site needs .* 1 of 2 name none \(c9\)"):
+        split_by_site([cases[0], make_case("c9")])
 
 
 SITES = st.sampled_from([None, "A", "B", "C"])

@@ -54,6 +54,7 @@ def test_a_norm_of_ones_own_is_one_entry(write_comparison):
         ({"inputs": {"raw": []}}, "batch sizes [] are to be at least one"),
         ({"batch_sizes": [1, 4]}, "probes.patches 12 do not fill four batches of 4; give at least 16"),
         ({"norms": [{"name": "big", "training": {"batch_size": 8}}]}, "sets training.batch_size"),
+        ({"norms": [{"name": "own", "network": {"norm": "domain_batch"}}]}, "takes the site of every patch"),
         ({"experiment": {"network": {"r_max": 2}}}, "experiment.network.r_max is set by the comparison"),
         ({"experiment": {"training": {"accumulation": 2}}}, "experiment.training.accumulation is set by"),
         ({"inputs": {"zscore": None}}, "inputs.zscore"),

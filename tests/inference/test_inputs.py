@@ -124,14 +124,14 @@ def test_outputs_that_would_do_harm_are_refused(tmp_path, names, output, message
 
 def test_a_manifest_gives_its_cases_under_their_names(tmp_path):
     (tmp_path / "cohort.csv").write_text(
-        "case,image_0,image_1\np2,scans/x.mha,scans/y.mha\np1,u.nii,/far/v.nii\n"
+        "case,image_0,image_1,site\np2,scans/x.mha,scans/y.mha,A\np1,u.nii,/far/v.nii,\n"
     )
     _touch(tmp_path / "other", "a.nrrd")
     found = find_inputs([tmp_path / "cohort.csv", tmp_path / "other"], 2)
     assert found.cases == (
         InputCase("a", (tmp_path / "other" / "a.nrrd",), "a.nrrd"),
         InputCase("p1", (tmp_path / "u.nii", Path("/far/v.nii")), "p1.nii.gz"),
-        InputCase("p2", (tmp_path / "scans" / "x.mha", tmp_path / "scans" / "y.mha"), "p2.nii.gz"),
+        InputCase("p2", (tmp_path / "scans" / "x.mha", tmp_path / "scans" / "y.mha"), "p2.nii.gz", "A"),
     )
     assert found.passed_over == ()
 

@@ -58,6 +58,16 @@ def test_other_settings_other_images_and_other_targets_are_not_done(cohort):
     assert Manifest(path, MODEL, SETTINGS).find_done("scan", [image, image], target) is None
     assert Manifest(path, MODEL, SETTINGS).find_done("scan", [image], cohort / "other.nii") is None
     assert Manifest(path, MODEL, SETTINGS).find_done("other", [image], target) is None
+    assert Manifest(path, MODEL, SETTINGS).find_done("scan", [image], target, site="a") is None
+
+
+def test_a_case_is_done_for_the_site_that_it_was_done_for(cohort):
+    image, target = cohort / "scan.nii", cohort / "out" / "scan.nii"
+    manifest = Manifest(cohort / "out" / "manifest.json", MODEL, SETTINGS)
+    manifest.add("scan", [image], outputs=[target], error=None, details={"site": "a"})
+    assert manifest.find_done("scan", [image], target, site="a") == (target,)
+    assert manifest.find_done("scan", [image], target, site="b") is None
+    assert manifest.find_done("scan", [image], target) is None
 
 
 def test_a_file_that_is_no_manifest_is_not_replaced(tmp_path):

@@ -5,6 +5,7 @@ from medseg_brn.config import NetworkConfig
 from medseg_brn.models.architecture import build_network
 from medseg_brn.networks.batch_renorm import BatchRenorm3d
 from medseg_brn.networks.convolution import WeightStandardizedConv3d
+from medseg_brn.networks.domain_norm import DomainBatchNorm
 from medseg_brn.networks.mabn import MABN3d
 
 
@@ -43,6 +44,7 @@ def test_every_option_reaches_the_network():
         ("mabn", MABN3d),
         ("batch", nn.BatchNorm3d),
         ("sync_batch", nn.SyncBatchNorm),
+        ("domain_batch", DomainBatchNorm),
         ("group", nn.GroupNorm),
         ("instance", nn.InstanceNorm3d),
         ("layer", nn.GroupNorm),
@@ -50,7 +52,7 @@ def test_every_option_reaches_the_network():
     ],
 )
 def test_every_norm_of_the_config_can_be_built(norm, kind):
-    network = build_network(NetworkConfig(channels=(4, 8), norm=norm, momentum=0.2), 1, 2)
+    network = build_network(NetworkConfig(channels=(4, 8), norm=norm, momentum=0.2), 1, 2, sites=("a",))
     layers = _layers(network, kind)
     assert len(layers) == 5  # two encoder levels of two blocks, one decoder level of one
     if norm in ("batch", "sync_batch", "mabn"):

@@ -47,6 +47,7 @@ def test_all_names_are_covered() -> None:
         "mabn",
         "batch",
         "sync_batch",
+        "domain_batch",
         "group",
         "instance",
         "layer",

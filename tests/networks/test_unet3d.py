@@ -12,7 +12,7 @@ from medseg_brn.networks.convolution import Conv3d, WeightStandardizedConv3d
 from medseg_brn.networks.normalization import NORMALIZATIONS
 from medseg_brn.networks.unet3d import UNet3d, check_patch_size
 
-NORMS = [name for name in NORMALIZATIONS if name != "sync_batch"]
+NORMS = [name for name in NORMALIZATIONS if name not in ("sync_batch", "domain_batch")]  # a GPU's, told sites
 ANISOTROPIC = {
     "strides": [(1, 1, 1), (2, 2, 1), (2, 2, 2)],
     "kernels": [(3, 3, 1), (3, 3, 3), (3, 3, 3)],

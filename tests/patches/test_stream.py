@@ -1,5 +1,6 @@
 """Sampling of training patches, against answers worked out by hand and properties of any volume."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from medseg_brn.cases.cache import PreparedCase
 from medseg_brn.cases.targets import Targets
 from medseg_brn.config import AugmentationConfig, PatchesConfig
 from medseg_brn.errors import DataError
-from medseg_brn.patches.stream import MicroBatches, PatchStream, collate_patches
+from medseg_brn.patches.stream import MicroBatches, PatchStream, collate_patches, load_batches
 
 
 def make_case(folder: Path, name: str, shape=(12, 10, 8), seed: int = 0) -> PreparedCase:
@@ -126,3 +127,68 @@ def test_every_patch_has_a_voxel_that_is_annotated(tmp_path):
     config = PLAIN.model_copy(update={"foreground_fraction": 0.0})
     stream = PatchStream([case], config, 0, Targets(TARGETS.class_names, ignore_class=2))
     assert all((stream[index]["label"] == 1).any() for index in range(20))
+
+
+def make_sites(folder: Path, **counts: int) -> list[PreparedCase]:
+    """As many cases of each site, `a0`, `a1` … of site `a`; the image of each is its own."""
+    names = [(f"{site}{number}", site) for site, count in counts.items() for number in range(count)]
+    return [replace(make_case(folder, name, seed=seed), site=site) for seed, (name, site) in enumerate(names)]
+
+
+def read_batches(cases, count, batch_size=2, seed=0, **options):
+    config = PLAIN.model_copy(update=options)
+    return list(load_batches(PatchStream(cases, config, seed, TARGETS, batch_size), 0, count, batch_size))
+
+
+@pytest.mark.parametrize("kind", ["balanced", "pure"])
+def test_every_site_is_met_as_often_whatever_its_number_of_cases(tmp_path, kind):
+    batches = read_batches(make_sites(tmp_path, a=1, b=5), 20, sites=kind)
+    for batch in batches:
+        assert batch["sites"] == [case[0] for case in batch["cases"]]
+        assert len(set(batch["sites"])) == (2 if kind == "balanced" else 1)
+    drawn = [case for batch in batches for case in batch["cases"]]
+    assert drawn.count("a0") == 20
+    of_b = [case for case in drawn if case.startswith("b")]
+    epochs = [of_b[start : start + 5] for start in range(0, 20, 5)]
+    assert all(sorted(epoch) == [f"b{number}" for number in range(5)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+@pytest.mark.parametrize("kind", ["balanced", "pure"])
+def test_a_patch_of_a_turn_is_a_function_of_seed_and_index(tmp_path, kind):
+    cases = make_sites(tmp_path, a=2, b=3, c=1)
+    config = PLAIN.model_copy(update={"sites": kind})
+    whole = PatchStream(cases, config, 4, TARGETS, 2)
+    resumed = PatchStream(cases, config, 4, TARGETS, 2)
+    for index in (17, 3, 0, 8):  # as another process, or a resumed run, may ask
+        assert torch.equal(whole[index]["image"], resumed[index]["image"])
+        assert whole[index]["case"] == resumed[index]["case"]
+
+
+def test_sites_of_equal_sizes_are_not_shuffled_alike(tmp_path):
+    stream = PatchStream(
+        make_sites(tmp_path, a=6, b=6), PLAIN.model_copy(update={"sites": "pure"}), 0, TARGETS
+    )
+    drawn = [stream[index]["case"] for index in range(12)]
+    orders = [[case[1] for case in drawn if case[0] == site] for site in "ab"]
+    assert orders[0] != orders[1]
+
+
+def test_a_drawn_class_is_one_that_the_site_has(tmp_path):
+    cases = make_sites(tmp_path, a=2, b=2)
+    for case in (*cases[:2], cases[3]):  # of site a none has class 1, of site b one
+        rows = np.load(case.foreground_path)
+        rows[0] = 2
+        np.save(case.foreground_path, rows)
+    options = {"sites": "pure", "foreground_fraction": 1.0, "foreground_by": "class"}
+    drawn = [case for batch in read_batches(cases, 200, **options) for case in batch["cases"]]
+    assert [case[0] for case in drawn].count("a") == 200
+    of_b = [case for case in drawn if case[0] == "b"]
+    assert 70 < of_b.count("b0") < 130, "its two classes are drawn evenly"
+    assert {case for case in drawn if case[0] == "a"} == {"a0", "a1"}
+
+
+def test_cases_without_a_site_cannot_take_turns(tmp_path):
+    cases = [*make_sites(tmp_path, a=2), make_case(tmp_path, "lost")]
+    with pytest.raises(DataError, match=r"patches\.sites=balanced .* 1 of 3 name none \(lost\)"):
+        PatchStream(cases, PLAIN.model_copy(update={"sites": "balanced"}), 0, TARGETS)

@@ -14,7 +14,7 @@ from torch import nn
 from medseg_brn.cases.targets import Targets
 from medseg_brn.config import Experiment, NetworkConfig, TrainingConfig
 from medseg_brn.patches.stream import PatchBatch
-from medseg_brn.training.distributed import Processes, join_processes, merge_statistics
+from medseg_brn.training.distributed import Processes, StatisticsMerge, join_processes
 from medseg_brn.training.loop import run_steps
 from medseg_brn.training.losses import make_loss
 from medseg_brn.training.state import make_state
@@ -59,7 +59,9 @@ def merge_in_process(rank: int, folder: str) -> None:
     layers[0].running_var.copy_(torch.tensor([1.0, 2.0]))
     layers[1].running_mean.fill_(rank)
     with join_processes(torch.device("cpu")) as processes:
-        merge_statistics(layers, processes)
+        merge = StatisticsMerge([layers], processes)
+        merge.start()
+        merge.finish()
     torch.save(layers.state_dict(), f"{folder}/{rank}.pt")
 
 

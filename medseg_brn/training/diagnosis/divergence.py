@@ -9,11 +9,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from medseg_brn.networks.domain_norm import set_sites
 from medseg_brn.patches.stream import PatchBatch
 from medseg_brn.training.losses import Loss
 
 Kind = Literal[
-    "input", "weights", "statistics", "precision", "overflow", "loss", "gradient", "norm", "not repeated"
+    "input",
+    "weights",
+    "statistics",
+    "precision",
+    "overflow",
+    "loss",
+    "gradient",
+    "norm",
+    "discriminator",
+    "not repeated",
 ]
 
 _LOWER = "go on from the last checkpoint with --resume and a lower training.learning_rate or"
@@ -32,6 +42,8 @@ REMEDIES: dict[Kind, str] = {
     "gradient": f"The backward pass overflows: {_LOWER} training.gradient_clip; in bf16, a new run with"
     " training.precision=fp32",
     "norm": f"Every gradient is finite, but not their squares' sum: {_LOWER} training.gradient_clip",
+    "discriminator": "Start anew with a lower training.adversarial.learning_rate or"
+    " training.adversarial.weight, or another training.adversarial.norm",
     "not repeated": "Where several processes train, the message of another one may tell more; else look at"
     f" these cases with `medseg-brn check`, or {_LOWER} training.gradient_clip",
 }
@@ -65,8 +77,9 @@ class Divergence:
         """Step, numbers, cases, place, remedy."""
         numbers = f"Loss {self.loss} and gradient norm {self.gradient_norm} at step {self.step}"
         both = math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+        others = "the discriminator's" if self.cause.kind == "discriminator" else "running statistics"
         return (
-            f"{numbers} are {'finite, but running statistics are not' if both else 'not both finite'}; its"
+            f"{numbers} are {f'finite, but {others} are not' if both else 'not both finite'}; its"
             f" patches came from {', '.join(self.cases)}. {self.cause.found}."
             f" {REMEDIES[self.cause.kind]}"
         )
@@ -188,6 +201,7 @@ def _repeat(
     """One forward and backward pass, watched."""
     device = next(network.parameters()).device
     image = batch["image"].to(device, memory_format=torch.channels_last_3d)
+    set_sites(network, batch.get("sites", ()))
     with _watch(network) as seen:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = network(image)

@@ -11,7 +11,7 @@ from torch import nn
 
 from medseg_brn.cases.cache import PreparedCase
 from medseg_brn.config import Experiment
-from medseg_brn.models.package import load_model
+from medseg_brn.models.package import load_models_by_site
 from medseg_brn.reports.diagnosis.cases import find_suspects
 from medseg_brn.reports.step_records import read_patches
 from medseg_brn.training.data import Progress, TrainingData
@@ -59,12 +59,13 @@ def segment_suspects(
     """
     found = find_suspects(read_patches(run_folder / "patches.csv"))[:MOST_SUSPECTS]
     by_name = {case.name: case for case in data.dataset.labelled_cases}
-    model = load_model(run_folder, device=experiment.training.device) if found else None
+    models = load_models_by_site(run_folder, experiment.training.device) if found else {}
     entries: list[dict[str, Any]] = []
     for number, suspect in enumerate(found, 1):
-        if model is None or suspect.case not in by_name:
+        if suspect.case not in by_name:
             continue
         case = by_name[suspect.case]
+        model = models.get(case.site, models[None])
         path = run_folder / "suspects" / f"{case.name}.nii.gz"
         path.parent.mkdir(exist_ok=True)
         write_volume(model.predict(list(case.image_paths)), path)
