@@ -46,3 +46,45 @@ def confounding(output: Output, scale: Scale = 1.0, seed: Seed = 0) -> None:
     from medseg_brn.studies.confounding.study import study_confounding
 
     _run("confounding", output, lambda progress: study_confounding(seed, scale, progress))
+
+
+@study.command()
+def adversarial(output: Output, scale: Scale = 1.0, seed: Seed = 0) -> None:
+    """A discriminator's batches of real and fake: how much does its norm tell that no single item shows?"""
+    from medseg_brn.studies.adversarial.study import study_adversarial
+
+    _run("adversarial", output, lambda progress: study_adversarial(seed, scale, progress))
+
+
+@study.command()
+def distributed(output: Output, scale: Scale = 1.0, seed: Seed = 0) -> None:
+    """Several workers on one network: is a merged memory as good as a synchronized batch?"""
+    from medseg_brn.studies.distributed.study import study_distributed
+
+    _run("distributed", output, lambda progress: study_distributed(seed, scale, progress))
+
+
+@study.command("batch-effects")
+def batch_effects(
+    output: Output,
+    scale: Scale = 1.0,
+    seed: Seed = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your own expression data: .csv (a row a sample) or .h5ad."),
+    ] = None,
+    group: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column of the data that shall be told apart.")
+    ] = "group",
+    batch: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the data's batches.")] = "batch",
+) -> None:
+    """Gene expression from several laboratories: what do norms and corrections keep of group and batch?"""
+    from medseg_brn.studies.batch_effects.own_study import study_own_data
+    from medseg_brn.studies.batch_effects.study import study_batch_effects
+
+    def make(progress: "Progress") -> "Outcome":
+        if data is None:
+            return study_batch_effects(seed, scale, progress)
+        return study_own_data(data, group, batch, seed, scale, progress)
+
+    _run("batch-effects", output, make)

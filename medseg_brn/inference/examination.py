@@ -22,6 +22,7 @@ INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "n
 # What pyproject.toml offers besides the required packages: what for, and which packages it brings.
 EXTRAS = {
     "ray": ("scans and runs spread over a cluster", ("ray",)),
+    "studies": ("the study of batch effects", ("scanpy",)),
     "test": ("run the tests", ("hypothesis", "pytest")),
     "dev": ("change the code", ("hypothesis", "pytest", "mypy", "ruff", "types-PyYAML")),
 }

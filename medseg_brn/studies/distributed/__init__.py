@@ -1,0 +1,1 @@
+"""Data-parallel training: renorm with merged memory against SyncBatchNorm and BatchNorm by oneself."""
