@@ -48,7 +48,7 @@ MERGES = {
 }
 
 
-def make_experiment(norm: str, options: dict[str, Any]) -> Experiment:
+def make_experiment(norm: Any, options: dict[str, Any]) -> Experiment:
     return Experiment(
         network=NetworkConfig(channels=(4, 8), norm=norm, momentum=0.1, renorm_schedule=(0, 0, 0)),
         training=TrainingConfig(**{"steps": STEPS, "ema_decay": None, "warmup_fraction": 0, **options}),

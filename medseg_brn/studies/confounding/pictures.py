@@ -172,7 +172,7 @@ def _draw_estimate(axes: Axes, row: int, estimate: Estimate, form: str = ".3f") 
         axes.plot([estimate.low, estimate.high], [row, row], color=INK, linewidth=2.4, alpha=0.8)
     axes.plot(estimate.effect, row, "|", color=INK, markersize=13, markeredgewidth=2)
     axes.annotate(
-        f"{estimate.effect:{form}}",
+        f"{round(estimate.effect, int(form[1])) + 0.0:{form}}",  # no "-0.000"
         (1.01, row),
         xycoords=axes.get_yaxis_transform(),
         va="center",

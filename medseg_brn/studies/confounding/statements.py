@@ -92,12 +92,20 @@ def _claim_formulas(layers: Sequence[Sequence[Retained]]) -> list[Claim]:
             for seed in layers
         ]
         expected = f"min(1, 2·d_max·σ_run/Δ) is off by less than {FORMULA_ERROR} at every Δ, r_max and d_max"
-        claims.append(claim_mean(f"formula, statistics {told}", expected, errors, bounds, "largest error"))
+        note = f"largest error, {_find_worst(layers, statistics)}"
+        claims.append(claim_mean(f"formula, statistics {told}", expected, errors, bounds, note))
     errors = [max(abs(one.measured_effect - one.expected_effect) for one in seed) for seed in layers]
     expected = (
         f"times min(1, r_max/σ_run) it is what is retained of the effect size, to less than {FORMULA_ERROR}"
     )
     return [*claims, claim_mean("formula of the effect size", expected, errors, bounds, "largest error")]
+
+
+def _find_worst(layers: Sequence[Sequence[Retained]], statistics: str) -> str:
+    """Where the error is largest of all seeds."""
+    candidates = (one for seed in layers for one in seed if one.statistics == statistics)
+    worst = max(candidates, key=lambda one: abs(one.measured - one.expected))
+    return f"at Δ = {worst.difference:g} and d_max = {worst.norm.d_max:g} in one seed"
 
 
 def _claim_trained(found: Measurements) -> list[Claim]:

@@ -34,7 +34,7 @@ from medseg_brn.studies.outcome import Outcome, Progress, Row
 REPETITIONS = {2: 5, 4: 3}
 """Seeds by the number of workers."""
 FEWEST = 2
-STEPS, SHORTEST = 150, 20
+STEPS, SHORTEST = 120, 20
 
 QUESTION = (
     "Several workers train one network, each on its own scans, one crop at a time. SyncBatchNorm lets every "

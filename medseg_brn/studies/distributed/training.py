@@ -116,8 +116,8 @@ def train(trial: Trial, cohort: Cohort, processes: Processes, device: torch.devi
     watch = _Watch(state.network)
     _run(trial, state, _draw_batches(trial, cohort, own, processes.rank), processes, watch)
     assert watch.latest is not None
-    dice_own = torch.tensor(evaluate(_with_statistics(state.network, watch.latest), cohort))
-    dices_own = _gather(dice_own, device)
+    dice_own = evaluate(_with_statistics(state.network, watch.latest), cohort)
+    dices_own = _gather(torch.tensor(dice_own, dtype=torch.float64), device)
     courses = _gather(torch.stack([torch.stack(watch.before), torch.stack(watch.after)]), device)
     if not processes.is_first:
         return None

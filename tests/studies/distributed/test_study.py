@@ -11,8 +11,8 @@ from medseg_brn.studies.distributed.study import choose_steps, list_trials
 
 
 def test_less_work_than_two_seeds_are_shorter_runs():
-    assert choose_steps(1) == choose_steps(10) == choose_steps(0.4) == 150
-    assert choose_steps(0.2) == 75
+    assert choose_steps(1) == choose_steps(10) == choose_steps(0.4) == 120
+    assert choose_steps(0.2) == 60
     assert choose_steps(0.01) == 20
 
 
