@@ -20,11 +20,11 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws everything 
 
 @study.callback()
 def about() -> None:
-    """Where a small sample stands in for a population: five systems besides the U-Net, each measured.
+    """Where a small sample stands in for a population: other systems than the U-Net, each measured.
 
     Each study trains for real, over several seeds, and says which of the claims stated beforehand hold:
-    DIR/report.html shows it, DIR/summary.json and measurements.csv hold the numbers. One takes at most ten
-    minutes on two cores; the same seed and scale give the same numbers on the same machine.
+    DIR/report.html shows it, DIR/summary.json and measurements.csv hold the numbers. One is meant to take at
+    most ten minutes on two cores; the same seed and scale give the same numbers on the same machine.
     """
 
 
