@@ -1,9 +1,11 @@
 """Real workers: synchronized batches are one batch, messages are counted, the toolkit's loop trains."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -72,7 +74,10 @@ def in_worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(in_worker, args=(str(folder),), nprocs=WORKERS)
+    # This file itself is what each worker runs (see its end): a spawned one could not import it.
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(WORKERS)]
+    workers = [subprocess.Popen(command) for command in commands]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * WORKERS
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
 
 
@@ -149,3 +154,7 @@ def test_all_arms_of_a_repetition_start_alike():
     seeds = {Trial(arm, "iid", 4, 1, 10).experiment.seed for arm in ARMS}
     assert len(seeds) == 1
     assert seeds != {Trial(LOCAL_BATCH, "iid", 5, 1, 10).experiment.seed}
+
+
+if __name__ == "__main__":
+    in_worker(int(sys.argv[1]), sys.argv[2])
