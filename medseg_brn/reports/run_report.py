@@ -135,6 +135,22 @@ def _describe_training(run: RunRecord) -> list[Block]:
             steps, metrics["learning_rate"], label="Learning rate", caption="As scheduled.", colour=SERIES[3]
         ),
     ]
+    if np.isfinite(metrics["discriminator_loss"]).any():
+        figures += [
+            draw_curve(
+                steps,
+                metrics["discriminator_loss"],
+                label="Discriminator's loss",
+                caption="Hinge loss: 0 with references and predictions well apart, 2 by guessing.",
+            ),
+            draw_curve(
+                steps,
+                metrics["adversarial_loss"],
+                label="Adversarial loss",
+                caption="Minus the discriminator's mean score of predictions; the training loss is without.",
+                colour=SERIES[1],
+            ),
+        ]
     return [Gallery(figures)]
 
 

@@ -32,8 +32,9 @@ from medseg_brn.networks.monai_norm import register_in_monai
 from medseg_brn.networks.normalization import set_renorm_step
 from medseg_brn.probes.layers import training_norms
 from medseg_brn.training.diagnosis.divergence import Cause
-from medseg_brn.training.distributed import Processes, StatisticsMerge, average_gradients
+from medseg_brn.training.distributed import Processes, average_gradients
 from medseg_brn.training.schedules import compute_learning_rate, compute_renorm_schedule
+from medseg_brn.training.statistics_merge import StatisticsMerge
 
 Pair = tuple[Tensor, Tensor]
 
@@ -105,6 +106,12 @@ class Adversary:
         self._first_step, self._schedule = first_step, schedule
         self._learning_rate_at = learning_rate_at
         self._losses: list[Pair] = []
+        self.join(Processes())
+
+    def join(self, processes: Processes) -> None:
+        """Take these processes for those that train together, with the same discriminator now."""
+        self._processes = processes
+        self._merge = StatisticsMerge(self.discriminator, processes)
 
     def has_begun(self, step: int) -> bool:
         """Whether it takes part in optimizer step `step` (from 0)."""
@@ -151,18 +158,19 @@ class Adversary:
             scores = self.discriminator(torch.cat([real, fake])).chunk(2)
         else:
             scores = self.discriminator(real), self.discriminator(fake)
+            self._merge.note_pass()
+        self._merge.note_pass()
         loss = compute_hinge_loss(*scores)
         (share * loss).backward()
         return loss.detach()
 
-    def finish(self, processes: Processes) -> None:
+    def finish(self) -> None:
         """Make the discriminator's optimizer step, the same in all processes."""
-        average_gradients(self.discriminator, processes)
+        average_gradients(self.discriminator, self._processes)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        merge = StatisticsMerge([self.discriminator], processes)
-        merge.start()
-        merge.finish()
+        self._merge.start()
+        self._merge.finish()
 
     def read_losses(self) -> dict[str, float]:
         """Means over the passes since the last call: -mean D(fake), unweighted, and the hinge loss."""

@@ -1,4 +1,4 @@
-"""Several processes under `torchrun`: who am I, gradients averaged, renorm statistics merged."""
+"""Several processes under `torchrun`: who am I, what the first does for all, gradients averaged."""
 
 import os
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -100,54 +100,6 @@ def average_gradients(network: nn.Module, processes: Processes) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-class StatisticsMerge:
-    """The running statistics of all processes made equal: those of the mixture of their batches.
-
-        μ = mean μ_k        σ² = mean(σ_k² + μ_k²) - μ²        (over processes k)
-
-    One collective takes the moments of all layers, in float64, where the difference loses nothing that
-    float32 holds. It starts when the step's last forward pass is done, as nothing later in the step changes
-    the statistics, and goes on during the backward pass. It is started before the first collective of the
-    gradients, so all processes call the collectives in the same order and one process group serves both.
-
-    With a merge at every step, each process has taken one batch into a memory that was the same for all.
-    With one at every k-th, each process's moving average follows its own batches in between, and training
-    normalizes by it; what is merged are these k steps' memories. The share that is new in them is
-    a = 1 - (1 - momentum)^k. So where shards differ, the variance V between the processes' means enters a
-    merge as a²·V, and in the long run the merged variance holds a·V of it: more, the rarer the merges.
-    """
-
-    def __init__(self, networks: Sequence[nn.Module], processes: Processes) -> None:
-        """Prepare merges of all statistics in `networks`, which have the same layers in all processes."""
-        self._world_size = processes.world_size
-        self._pairs = [pair for network in networks for pair in _find_statistics(network)]
-        self._moments: torch.Tensor | None = None
-        self._work: Any = None
-
-    def start(self) -> None:
-        """Send this process's statistics as they are now, and return at once."""
-        if self._world_size == 1 or not self._pairs:
-            return
-        means = torch.cat([mean for mean, _ in self._pairs]).double()
-        variances = torch.cat([variance for _, variance in self._pairs]).double()
-        self._moments = torch.stack([means, variances + means.square()])
-        self._work = dist.all_reduce(self._moments, async_op=True)
-
-    def finish(self) -> None:
-        """Wait for the other processes' statistics and write the mixture; nothing where none was started."""
-        if self._moments is None:
-            return
-        self._work.wait()
-        mean, square = self._moments / self._world_size
-        self._moments = self._work = None
-        variance = (square - mean.square()).clamp_min(0)
-        sizes = [running_mean.numel() for running_mean, _ in self._pairs]
-        merged = zip(mean.split(sizes), variance.split(sizes), strict=True)
-        for running, pooled in zip(self._pairs, merged, strict=True):
-            for buffer, value in zip(running, pooled, strict=True):
-                buffer.copy_(value)
-
-
 def average_windows(networks: Sequence[nn.Module], processes: Processes) -> None:
     """Replace the recent moments that layers such as MABN keep by their mean over all processes, blocking.
 
@@ -163,15 +115,10 @@ def average_windows(networks: Sequence[nn.Module], processes: Processes) -> None
         window.copy_(mean.view_as(window))
 
 
-def _find_statistics(network: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Running mean and variance of every layer that has them, renorm and BatchNorm alike."""
-    found = ((getattr(m, "running_mean", None), getattr(m, "running_var", None)) for m in network.modules())
-    return [
-        (mean, var) for mean, var in found if isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)
-    ]
-
-
 def _find_windows(network: nn.Module) -> list[torch.Tensor]:
     """Every floating-point buffer that is no running mean or variance."""
-    merged = {id(buffer) for pair in _find_statistics(network) for buffer in pair}
-    return [b for b in network.buffers() if b.is_floating_point() and id(b) not in merged]
+    return [
+        buffer
+        for name, buffer in network.named_buffers()
+        if buffer.is_floating_point() and not name.endswith(("running_mean", "running_var"))
+    ]

@@ -3,21 +3,28 @@
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medseg_brn.config import Experiment
+from medseg_brn.config import Experiment, TrainingConfig
 from medseg_brn.errors import DataError, DivergenceError, TrainingError
 from medseg_brn.networks.domain_norm import set_sites
 from medseg_brn.networks.normalization import freeze_statistics, set_renorm_step
 from medseg_brn.patches.stream import MicroBatches, PatchBatch, PatchStream, collate_patches
 from medseg_brn.reports.step_records import StepRecord
 from medseg_brn.training.adversarial import Adversary, start_adversary
-from medseg_brn.training.diagnosis.divergence import Divergence, find_spoilt_statistics, trace_divergence
-from medseg_brn.training.distributed import Processes, StatisticsMerge, average_windows, share_gradients
+from medseg_brn.training.diagnosis.divergence import (
+    Cause,
+    Divergence,
+    find_spoilt_statistics,
+    trace_divergence,
+)
+from medseg_brn.training.distributed import Processes, average_windows, share_gradients
 from medseg_brn.training.losses import Loss
 from medseg_brn.training.schedules import (
     checkpoint_is_due,
@@ -27,6 +34,7 @@ from medseg_brn.training.schedules import (
     statistics_are_frozen,
 )
 from medseg_brn.training.state import TrainingState
+from medseg_brn.training.statistics_merge import StatisticsMerge
 
 Observer = Callable[[PatchBatch, Tensor, Tensor], None]
 """Told of a batch, its (finest) logits and its classes on the network's device."""
@@ -100,9 +108,9 @@ def run_steps(
     training = experiment.training
     schedule = compute_renorm_schedule(experiment.network, training.steps)
     network = share_gradients(state.network, processes)
-    # Merged at every step, the averaged network's statistics never differ between processes.
-    networks = [state.network] if training.merge_statistics_every == 1 else _list_networks(state)
-    merge = StatisticsMerge(networks, processes)
+    merge = _prepare_merge(state, training, processes)
+    if state.adversary is not None:
+        state.adversary.join(processes)
     state.network.train()
     for step in range(first_step, training.steps):
         start = time.perf_counter()
@@ -123,37 +131,18 @@ def run_steps(
             waited += time.perf_counter() - before
             trained.append(batch)
             merges_now = number == training.accumulation and merge_is_due(step + 1, training)
-            after_forward = merge.start if merges_now else None
-            losses.append(
-                _backward(
-                    network,
-                    batch,
-                    loss_function,
-                    training.accumulation,
-                    dtype,
-                    adversary,
-                    after_forward,
-                    after_pass,
-                )
-            )
+            after_forward = partial(merge.note_pass, merges_now)
+            passing = (loss_function, training.accumulation, dtype, adversary, after_forward, after_pass)
+            losses.append(_backward(network, batch, *passing))
         loss, norm = sum(losses) / len(losses), _clip_gradients(state.network, training.gradient_clip)
-        if math.isfinite(loss) and math.isfinite(norm):
-            cause = find_spoilt_statistics(state.network, trained)
-        else:
-            cause = trace_divergence(state.network, trained, loss_function, dtype)
-        if adversary is not None:
-            cause = adversary.explain(cause)
+        cause = _find_cause(state, trained, loss, norm, loss_function, dtype, adversary)
         if cause is not None:
-            cases = cause.cases or sorted({case for batch in trained for case in batch["cases"]})
-            divergence = Divergence(step + 1, loss, norm, tuple(cases), cause)
-            if on_divergence is not None:
-                on_divergence(divergence)
-            raise DivergenceError(divergence.message())
+            _raise_divergence(step + 1, loss, norm, trained, cause, on_divergence)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         merge.finish()
         if adversary is not None:
-            adversary.finish(processes)
+            adversary.finish()
         if state.averaged is not None:
             state.averaged.update_parameters(state.network)
         if checkpoint_is_due(step + 1, training):
@@ -166,6 +155,13 @@ def run_steps(
             )
 
 
+def _prepare_merge(state: TrainingState, training: TrainingConfig, processes: Processes) -> StatisticsMerge:
+    """Merges of the network's statistics, and of the averaged one's where they come to differ."""
+    # Merged at every step, the averaged network's statistics never differ between processes.
+    averaged = None if training.merge_statistics_every == 1 else state.averaged
+    return StatisticsMerge(state.network, processes, averaged)
+
+
 def _backward(
     network: nn.Module,
     batch: PatchBatch,
@@ -173,7 +169,7 @@ def _backward(
     accumulation: int,
     dtype: torch.dtype,
     adversary: Adversary | None,
-    after_forward: Callable[[], None] | None,
+    after_forward: Callable[[], None],
     observe: Observer | None,
 ) -> float:
     """Add one batch's gradient; return its loss, without what the adversary adds."""
@@ -183,8 +179,7 @@ def _backward(
     set_sites(network, batch.get("sites", ()))
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         logits = network(image)
-    if after_forward is not None:
-        after_forward()
+    after_forward()
     finest = logits if isinstance(logits, Tensor) else logits[0]
     loss = loss_function(logits, classes)
     lowered = loss
@@ -194,6 +189,38 @@ def _backward(
     if observe is not None:
         observe(batch, finest, classes)
     return float(loss.detach())
+
+
+def _find_cause(
+    state: TrainingState,
+    trained: Sequence[PatchBatch],
+    loss: float,
+    norm: float,
+    loss_function: Loss,
+    dtype: torch.dtype,
+    adversary: Adversary | None,
+) -> Cause | None:
+    """Why the optimizer must not make a step with these batches; None where all its numbers are finite."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        cause = find_spoilt_statistics(state.network, trained)
+    else:
+        cause = trace_divergence(state.network, trained, loss_function, dtype)
+    return cause if adversary is None else adversary.explain(cause)
+
+
+def _raise_divergence(
+    step: int,
+    loss: float,
+    norm: float,
+    trained: Sequence[PatchBatch],
+    cause: Cause,
+    on_divergence: Callable[[Divergence], None] | None,
+) -> NoReturn:
+    cases = cause.cases or sorted({case for batch in trained for case in batch["cases"]})
+    divergence = Divergence(step, loss, norm, tuple(cases), cause)
+    if on_divergence is not None:
+        on_divergence(divergence)
+    raise DivergenceError(divergence.message())
 
 
 def _list_networks(state: TrainingState) -> list[nn.Module]:

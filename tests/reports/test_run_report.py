@@ -1,5 +1,6 @@
 """Run folders in, one page out, whatever state they are in."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -129,6 +130,17 @@ def test_run_without_validation_says_so(run_folder):
 def test_run_that_has_not_begun(tmp_path):
     (tmp_path / "config.yaml").write_text(dump_experiment(Experiment()))
     assert "No step has been recorded yet" in report_of(tmp_path)
+
+
+def test_a_discriminators_course_is_drawn_where_there_is_one(run_folder, report):
+    header = "step,loss,learning_rate,gradient_norm,seconds,loader_share,dice"
+    header += ",adversarial_loss,discriminator_loss"
+    rows = ("1,1.5,0.01,3,0.5,0.1,,,", "2,1.2,0.01,2,0.3,0.1,0.4,-0.25,1.75")
+    (run_folder / "metrics.csv").write_text("\n".join([header, *rows]))
+    assert "Discriminator's loss" not in html.unescape(report)
+    found = html.unescape(report_of(run_folder))
+    assert "Discriminator's loss over steps: from 1.75 to 1.75" in found
+    assert "Adversarial loss over steps: from -0.25 to -0.25" in found
 
 
 def test_class_that_no_case_has(run_folder):

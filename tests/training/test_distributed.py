@@ -1,4 +1,4 @@
-"""Several processes: statistics pooled as mixtures, and a run under torchrun with real processes."""
+"""Several real processes: their gradients are those of one, and a run under torchrun."""
 
 import os
 import socket
@@ -6,15 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from medseg_brn.cases.targets import Targets
 from medseg_brn.config import Experiment, NetworkConfig, TrainingConfig
 from medseg_brn.patches.stream import PatchBatch
-from medseg_brn.training.distributed import Processes, StatisticsMerge, join_processes
+from medseg_brn.training.distributed import Processes, join_processes
 from medseg_brn.training.loop import run_steps
 from medseg_brn.training.losses import make_loss
 from medseg_brn.training.state import make_state
@@ -41,39 +39,15 @@ def find_free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_twice(work: str, folder: Path) -> None:
-    """Run this file as two processes that find each other, each doing `work`."""
+def run_twice(folder: Path) -> None:
+    """Run this file as two processes that find each other."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
-    command = [sys.executable, __file__, work, str(folder)]
+    command = [sys.executable, __file__, str(folder)]
     processes = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     assert [process.wait(300) for process in processes] == [0, 0]
-
-
-def merge_in_process(rank: int, folder: str) -> None:
-    layers = nn.Sequential(nn.BatchNorm3d(2), nn.BatchNorm3d(1))
-    # process 0 saw the values -1, 1 in channel 0; process 1 saw 3, 5
-    layers[0].running_mean.copy_(torch.tensor([0.0, 7.0]) if rank == 0 else torch.tensor([4.0, 7.0]))
-    layers[0].running_var.copy_(torch.tensor([1.0, 2.0]))
-    layers[1].running_mean.fill_(rank)
-    with join_processes(torch.device("cpu")) as processes:
-        merge = StatisticsMerge([layers], processes)
-        merge.start()
-        merge.finish()
-    torch.save(layers.state_dict(), f"{folder}/{rank}.pt")
-
-
-def test_statistics_become_those_of_the_pooled_values(tmp_path):
-    run_twice("merge", tmp_path)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    pooled = torch.tensor([-1.0, 1.0, 3.0, 5.0])
-    for state in found:
-        assert state["0.running_mean"].tolist() == [pooled.mean().item(), 7.0]
-        assert state["0.running_var"].tolist() == pytest.approx([pooled.var(unbiased=False).item(), 2.0])
-        assert state["1.running_mean"].tolist() == [0.5]
-        assert state["1.running_var"].tolist() == [1.25]
 
 
 def test_two_processes_train_one_model(tiny_config, tmp_path, one_thread):
@@ -113,7 +87,7 @@ def train_in_process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_with_a_patch_each_are_one_with_two(tmp_path):
-    run_twice("train", tmp_path)
+    run_twice(tmp_path)
     state = make_state(EXPERIMENT, 1, 2, CPU)
     batches = [batch_of([2 * step, 2 * step + 1]) for step in range(3)]
     run_steps(
@@ -126,4 +100,4 @@ def test_two_processes_with_a_patch_each_are_one_with_two(tmp_path):
 
 
 if __name__ == "__main__":
-    {"merge": merge_in_process, "train": train_in_process}[sys.argv[1]](int(os.environ["RANK"]), sys.argv[2])
+    train_in_process(int(os.environ["RANK"]), sys.argv[1])

@@ -1,4 +1,4 @@
-"""Merges of running statistics in training with two real processes, against mixtures computed here."""
+"""Merges of running statistics in training with two real processes, against news pooled here."""
 
 import copy
 import os
@@ -20,10 +20,11 @@ from medseg_brn.config import Experiment, NetworkConfig, TrainingConfig
 from medseg_brn.networks.normalization import make_normalization
 from medseg_brn.patches.stream import PatchBatch
 from medseg_brn.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
-from medseg_brn.training.distributed import Processes, StatisticsMerge, join_processes
+from medseg_brn.training.distributed import Processes, join_processes
 from medseg_brn.training.loop import run_steps
 from medseg_brn.training.losses import make_loss
 from medseg_brn.training.state import TrainingState, make_state
+from medseg_brn.training.statistics_merge import StatisticsMerge
 
 CPU = torch.device("cpu")
 STEPS = 7
@@ -182,18 +183,50 @@ def overlap(processes: Processes) -> dict[str, dict[str, Tensor]]:
     torch.manual_seed(0)
     layers = [nn.Conv3d(1, 5, 3), make_normalization("batch_renorm", 5), nn.Conv3d(5, 7, 3)]
     network = nn.Sequential(*layers, make_normalization("batch", 7))
-    output = DistributedDataParallel(network, broadcast_buffers=False)(
-        torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(processes.rank))
-    )
     twin = copy.deepcopy(network)
-    merge = StatisticsMerge([network], processes)
-    merge.start()
+    merge, blocking = StatisticsMerge(network, processes), StatisticsMerge(twin, processes)
+    image = torch.randn(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(processes.rank))
+    twin(image)
+    blocking.note_pass()
+    output = DistributedDataParallel(network, broadcast_buffers=False)(image)
+    merge.note_pass(merges=True)
     output.square().mean().backward()
     merge.finish()
-    blocking = StatisticsMerge([twin], processes)
     blocking.start()
     blocking.finish()
     return {"overlapping": list_statistics(network), "blocking": list_statistics(twin)}
+
+
+def merge_by_hand(processes: Processes) -> dict[str, Tensor]:
+    """Memories of momentum 1/2 that have taken in one batch each, or none."""
+    layers = nn.Sequential(nn.BatchNorm3d(2, momentum=0.5), nn.BatchNorm3d(1, momentum=0.5))
+    merge = StatisticsMerge(layers, processes)
+    # from mean 0 and variance 1: process 0 saw the values -1 and 1 in channel 0, process 1 saw 3 and 5
+    layers[0].running_mean.copy_(torch.tensor([0.0, 3.0] if processes.is_first else [2.0, 3.0]))
+    layers[0].running_var.copy_(torch.tensor([1.0, 7.0]))
+    layers[0].num_batches_tracked.add_(1)
+    if processes.is_first:  # the other process has seen nothing of the second layer's
+        layers[1].running_mean.fill_(3.0)
+        layers[1].running_var.fill_(2.0)
+        layers[1].num_batches_tracked.add_(1)
+    merge.start()
+    merge.finish()
+    return list_statistics(layers)
+
+
+def draw_shifted(step: int, rank: int) -> Tensor:
+    return torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(10 * step + rank)) + 3 * rank
+
+
+def merge_every_step(processes: Processes) -> dict[str, Tensor]:
+    """A renorm's memory after four merged batches."""
+    layer = make_normalization("batch_renorm", 3)
+    merge = StatisticsMerge(layer, processes)
+    for step in range(4):
+        layer(draw_shifted(step, processes.rank))
+        merge.note_pass(merges=True)
+        merge.finish()
+    return list_statistics(layer)
 
 
 def work_in_process(processes: Processes, folder: Path) -> dict[str, Any]:
@@ -201,6 +234,8 @@ def work_in_process(processes: Processes, folder: Path) -> dict[str, Any]:
         "trained": train_all_ways(processes),
         "resumed": resume(processes, folder),
         "overlap": overlap(processes),
+        "by hand": merge_by_hand(processes),
+        "every step": merge_every_step(processes),
     }
 
 
@@ -228,26 +263,51 @@ def trained(found) -> list[dict]:
     return [each["trained"] for each in found]
 
 
-def mix(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mixture's mean, and its variance as the variance within plus that between."""
-    mixed = {}
-    for name in first:
+def pool_news(before: list[dict[str, Tensor]], common: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """What one process would remember: the old share of what was common, and the mixture of the news."""
+    pooled = {}
+    for name in common:
         if name.endswith("running_mean"):
-            means = torch.stack([first[name], second[name]]).double()
+            means = torch.stack([each[name] for each in before]).double()
             name_of_var = name.removesuffix("mean") + "var"
-            variances = torch.stack([first[name_of_var], second[name_of_var]]).double()
-            mixed[name] = means.mean(0).float()
-            mixed[name_of_var] = (variances.mean(0) + means.var(0, correction=0)).float()
-    return mixed
+            variances = torch.stack([each[name_of_var] for each in before]).double()
+            news = (means - (1 - share) * common[name]) / share
+            pooled[name] = means.mean(0).float()
+            pooled[name_of_var] = (variances.mean(0) + share * news.var(0, correction=0)).float()
+    return pooled
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_merge_makes_the_mixture_of_what_the_processes_had(trained, name):
+def test_a_merge_pools_what_is_new_in_the_processes_memories(trained, name):
     first, second = (found[name] for found in trained)
+    common = {key: torch.zeros_like(value) for key, value in first["before"][0].items()}
+    passes, last = OPTIONS[name].get("accumulation", 1), 0
     for done in MERGES[name]:
-        expected = mix(first["before"][done - 1], second["before"][done - 1])
+        # momentum 0.1; the first batch is all that a renorm remembers
+        share = 1 - 0.9 ** (passes * (done - last)) if last else 1
+        expected = pool_news([first["before"][done - 1], second["before"][done - 1]], common, share)
         for found in (first, second):
-            torch.testing.assert_close(found["after"][done - 1], expected, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(found["after"][done - 1], expected)
+        common, last = first["after"][done - 1], done
+
+
+def test_numbers_that_a_person_can_check(found):
+    for each in (process["by hand"] for process in found):
+        # the batch -1, 1, 3, 5 has mean 2 and variance 5; half of it, and half of mean 0 and variance 1
+        # channel 1: both processes saw the same, so nothing is between them
+        assert each["0.running_mean"].tolist() == [1, 3]
+        assert each["0.running_var"].tolist() == [3, 7]
+        # a quarter of the memory is news on average, of mean 6 and from one process alone: 3/2 = 1/4 · 6
+        assert each["1.running_mean"].tolist() == [1.5]
+        assert each["1.running_var"].tolist() == [1.5]
+
+
+def test_merged_at_every_step_is_the_memory_of_the_pooled_batches(found):
+    layer = make_normalization("batch_renorm", 3)
+    for step in range(4):
+        layer(torch.cat([draw_shifted(step, rank) for rank in range(2)]))
+    for process in found:
+        torch.testing.assert_close(process["every step"], list_statistics(layer))
 
 
 @pytest.mark.parametrize("name", OPTIONS)

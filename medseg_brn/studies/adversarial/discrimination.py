@@ -14,7 +14,6 @@ from medseg_brn.probes.layers import eval_mode, training_norms
 from medseg_brn.studies.adversarial.segmenter import CPU, TARGETS, Recipe, make_experiment
 from medseg_brn.studies.adversarial.shapes import Volumes
 from medseg_brn.training.adversarial import make_adversary
-from medseg_brn.training.distributed import Processes
 
 INFLUENCE_ITEMS, INFLUENCE_MATES = 32, 8
 """Items whose batchmates are exchanged are drawn from so many, and each is seen in so many batches."""
@@ -57,7 +56,7 @@ def train_discriminator(
         adversary.start(step)
         item = int(random.integers(len(pairs)))
         losses.append(float(adversary.learn(pairs.real[item : item + 1], pairs.fake[item : item + 1])))
-        adversary.finish(Processes())
+        adversary.finish()
     return adversary.discriminator, np.array(losses)
 
 
