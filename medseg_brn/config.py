@@ -256,6 +256,13 @@ class TrainingConfig(Section):
     """Steps between checkpoints."""
     probe_every: PositiveInt | None = None
     """Steps between samples of what the norms do (`probes.csv`); null takes none."""
+    initial_weights: str | None = None
+    """Run or model whose weights and statistics training begins with, as far as they fit; null draws weights
+    from the seed. The statistics being known, the renorm limits may be open from the start:
+    network.renorm_schedule=[0, 0, 0]."""
+    learning_rate_factors: dict[str, NonNegativeFloat] = {}
+    """By how much the learning rate of a part of the network (stem, encoder.0, decoder, head …) differs, the
+    longest name counting; 0 leaves the part as it is, statistics too."""
     adversarial: AdversarialConfig | None = None
     """Adversarial refinement; null trains without a discriminator."""
 

@@ -37,6 +37,8 @@ class RunRecord:
     """`suspects.json`: name and paths of training cases that are badly fitted."""
     divergence: dict[str, Any] = field(default_factory=dict)
     """`divergence.json`; empty unless the run ended by it."""
+    initial_weights: dict[str, Any] = field(default_factory=dict)
+    """`initial_weights.json`; empty unless the run began with a model's weights."""
 
     @property
     def class_names(self) -> list[str]:
@@ -74,6 +76,7 @@ def read_run(folder: Path) -> RunRecord:
         fit=_read_json(folder / "fit.json"),
         suspects=_read_json(folder / "suspects.json").get("cases", []),
         divergence=_read_json(folder / "divergence.json"),
+        initial_weights=_read_json(folder / "initial_weights.json"),
     )
 
 

@@ -196,13 +196,20 @@ def _describe_experiment(run: RunRecord) -> list[Block]:
         "Optimizer": f"{training.optimizer}, learning rate {training.learning_rate:g} ({training.decay})",
         "Seed": str(experiment.seed),
     }
+    initial = run.initial_weights
+    if initial:
+        facts["Begun with"] = (
+            f"weights of {initial['model']}: {len(initial['whole'])} tensors whole,"
+            f" {len(initial['in_part'])} in part; {len(initial['fresh'])} fresh"
+        )
     summary = run.model.get("training", {})
     software = {
         name: str(summary[name]) for name in ("medseg_brn", "torch", "python", "threads") if name in summary
     }
     if software:
         facts["Made with"] = ", ".join(f"{name} {value}" for name, value in software.items())
-    return [Facts("What was trained", facts), Listing("Every option (config.yaml)", run.config_text)]
+    notes = [Paragraph(f"{note}.") for note in initial.get("notes", [])]
+    return [Facts("What was trained", facts), *notes, Listing("Every option (config.yaml)", run.config_text)]
 
 
 def _say_fold(run: RunRecord) -> str:

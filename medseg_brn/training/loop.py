@@ -26,6 +26,7 @@ from medseg_brn.training.diagnosis.divergence import (
 )
 from medseg_brn.training.distributed import Processes, average_windows, share_gradients
 from medseg_brn.training.losses import Loss
+from medseg_brn.training.parts import freeze_parts
 from medseg_brn.training.schedules import (
     checkpoint_is_due,
     compute_learning_rate,
@@ -118,12 +119,13 @@ def run_steps(
         set_renorm_step(state.network, step, schedule)
         if statistics_are_frozen(step, training):
             freeze_statistics(state.network)
+        freeze_parts(state.network, training.learning_rate_factors)
         adversary = start_adversary(state.adversary, step)
         if before_step is not None:
             before_step(step + 1)
         learning_rate = compute_learning_rate(step, training)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         losses, trained = [], []
         for number in range(1, training.accumulation + 1):
             before = time.perf_counter()

@@ -1,5 +1,6 @@
 """From a trained network to the model folder of its run."""
 
+import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from medseg_brn.models.description import ModelDescription, describe_regions
 from medseg_brn.models.package import save_model
 from medseg_brn.reports.step_records import read_metrics
 from medseg_brn.training.data import TrainingData
+from medseg_brn.training.initial_weights import FILE_NAME as INITIAL_WEIGHTS_NAME
 from medseg_brn.training.sites import list_norm_sites, name_held_out_site
 
 
@@ -59,6 +61,7 @@ def summarize_training(run_folder: Path, experiment: Experiment, data: TrainingD
             if experiment.dataset.folds_by == "site"
             else {}
         ),
+        **_tell_initial_weights(run_folder),
         "seed": experiment.seed,
         "steps": experiment.training.steps,
         "batch_size": experiment.training.batch_size,
@@ -70,3 +73,12 @@ def summarize_training(run_folder: Path, experiment: Experiment, data: TrainingD
         "medseg_brn": version("medseg-brn"),
         "python": platform.python_version(),
     }
+
+
+def _tell_initial_weights(run_folder: Path) -> dict[str, Any]:
+    """The model that training began with, where it began with one."""
+    path = run_folder / INITIAL_WEIGHTS_NAME
+    if not path.is_file():
+        return {}
+    told = json.loads(path.read_text(encoding="utf-8"))
+    return {"initial_weights": {name: told[name] for name in ("model", "weights_sha256")}}

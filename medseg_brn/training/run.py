@@ -1,6 +1,7 @@
 """A run: an experiment and a folder in, a trained, validated and reported model out.
 
     RUN/config.yaml  split.json  preprocessing.json  cache/      what it started from
+        initial_weights.json                                     where it began with those of a model
         metrics.csv  patches.csv  probes.csv  tensorboard/       while it goes on
         checkpoint/
         model/  validation/  validation.json  fit.json           what it ends with
@@ -36,6 +37,7 @@ from medseg_brn.training.data import Progress, TrainingData, prepare_training_da
 from medseg_brn.training.diagnosis.fit import measure_fit, segment_suspects
 from medseg_brn.training.distributed import Processes, join_processes
 from medseg_brn.training.folder import open_run_folder
+from medseg_brn.training.initial_weights import InitialModel, begin_with, read_initial_model, write_transfer
 from medseg_brn.training.keeping import Keeper
 from medseg_brn.training.loop import make_loader, run_steps
 from medseg_brn.training.losses import make_loss_of
@@ -88,6 +90,7 @@ def train_run(
     Raises:
         ConfigError: the folder holds another run, or holds a run and `resume` is false.
         DataError: the dataset is not what it must be.
+        ModelError: the model to begin with is missing or damaged.
         TrainingError: numbers are not finite (`DivergenceError`), or a checkpoint does not fit.
     """
     return_freed_memory()
@@ -95,6 +98,8 @@ def train_run(
     device = choose_device(experiment.training.device)
     dtype = choose_precision(experiment.training.precision, device)
     check_network(experiment, device)
+    begins = find_checkpoint(run_folder / "checkpoint") is None
+    initial = read_initial_model(experiment) if begins else None
     with join_processes(device) as processes:
 
         def prepare() -> TrainingData:
@@ -105,7 +110,8 @@ def train_run(
 
         data = processes.after_first(prepare)
         try:
-            state = _run_steps(experiment, run_folder, data, device, dtype, processes, after_step)
+            state = _start(experiment, run_folder, data, device, processes, initial, progress)
+            _run_steps(experiment, run_folder, data, state, device, dtype, processes, after_step)
             return (
                 _finish(experiment, run_folder, data, state, dtype, progress) if processes.is_first else None
             )
@@ -115,19 +121,38 @@ def train_run(
             raise
 
 
-def _run_steps(
+def _start(
     experiment: Experiment,
     run_folder: Path,
     data: TrainingData,
     device: torch.device,
-    dtype: torch.dtype,
     processes: Processes,
-    after_step: Callable[[StepRecord, int], None] | None,
+    initial: InitialModel | None,
+    progress: Progress,
 ) -> TrainingState:
-    """The state after the last step, reached from the newest checkpoint or from the start."""
+    """The state before the first step, with the weights of `initial` where there is one."""
     sites = list_norm_sites(experiment, data.training)
     state = make_state(experiment, data.in_channels, data.num_outputs, device, sites)
     state.adversary = make_adversary(experiment, data.in_channels, data.dataset.targets, device)
+    if initial is not None:
+        transfer = begin_with(initial, state, data.dataset)
+        if processes.is_first:
+            write_transfer(transfer, run_folder)
+            progress(transfer.tell(), 1, 1)
+    return state
+
+
+def _run_steps(
+    experiment: Experiment,
+    run_folder: Path,
+    data: TrainingData,
+    state: TrainingState,
+    device: torch.device,
+    dtype: torch.dtype,
+    processes: Processes,
+    after_step: Callable[[StepRecord, int], None] | None,
+) -> None:
+    """Train the state from the newest checkpoint, or as it is, to the end."""
     checkpoint = find_checkpoint(run_folder / "checkpoint")
     first_step = 0
     if checkpoint is not None:
@@ -154,7 +179,7 @@ def _run_steps(
     )
     if not processes.is_first:
         steps()
-        return state
+        return
     with Recorder(run_folder, first_step, adversarial=state.adversary is not None) as recorder:
         keeper = Keeper(experiment, run_folder, data, state, recorder, device, dtype, processes, after_step)
         steps(
@@ -163,7 +188,6 @@ def _run_steps(
             after_pass=keeper.after_pass,
             on_divergence=keeper.on_divergence,
         )
-    return state
 
 
 def _finish(

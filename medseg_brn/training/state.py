@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from medseg_brn.config import Experiment, TrainingConfig
 from medseg_brn.errors import ConfigError
 from medseg_brn.models.architecture import build_network
 from medseg_brn.training.adversarial import Adversary, check_discriminator
+from medseg_brn.training.parts import check_parts, find_factor, freeze_parts
 
 
 @dataclass
@@ -41,6 +43,7 @@ def make_state(
     torch.manual_seed(experiment.seed)
     network = build_network(experiment.network, in_channels, num_outputs, sites)
     network.activation_checkpointing = experiment.training.activation_checkpointing
+    freeze_parts(network, experiment.training.learning_rate_factors)
     network.to(device)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
     return TrainingState(
@@ -54,8 +57,8 @@ def check_network(experiment: Experiment, device: torch.device) -> None:
     """Find out before any data is read whether the network can train on the patches.
 
     Raises:
-        ConfigError: the levels make no network, the patch size does not fit them or the discriminator, or
-            the device does not have the norm.
+        ConfigError: the levels make no network, the patch size does not fit them or the discriminator, the
+            network has not the parts that are to learn at a rate of their own, or the device not the norm.
     """
     if experiment.network.norm == "sync_batch" and device.type == "cpu":
         raise ConfigError("network.norm sync_batch works on GPUs only; choose batch_renorm or batch here")
@@ -69,15 +72,26 @@ def check_network(experiment: Experiment, device: torch.device) -> None:
             f"Patch size {size} is a single voxel at the coarsest level, where a norm has nothing to"
             " normalize; enlarge patches.size or shorten network.channels"
         )
+    check_parts(network, experiment.training.learning_rate_factors)
     check_discriminator(experiment)
 
 
 def make_optimizer(network: nn.Module, config: TrainingConfig) -> Optimizer:
-    """SGD with Nesterov momentum or AdamW; vectors (biases, norm parameters) get no weight decay."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    """SGD with Nesterov momentum or AdamW; vectors (biases, norm parameters) get no weight decay.
+
+    Each group has, as `factor`, by how much its learning rate differs from the run's.
+    """
+    parameters = [
+        (find_factor(name, config.learning_rate_factors), p) for name, p in network.named_parameters()
+    ]
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for factor, p in parameters if factor == shared and (p.ndim > 1) == is_decayed],
+            "weight_decay": config.weight_decay if is_decayed else 0.0,
+            "factor": shared,
+        }
+        for shared in sorted({factor for factor, _ in parameters} - {0}, reverse=True)
+        for is_decayed in (True, False)
     ]
     if config.optimizer == "sgd":
         return SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)

@@ -1,0 +1,171 @@
+"""Weights of an earlier model that training begins with: what fits is taken, and all is told."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from medseg_brn.cases.dataset import Dataset
+from medseg_brn.config import Experiment
+from medseg_brn.models.description import ModelDescription
+from medseg_brn.models.package import find_model_folder, load_network
+from medseg_brn.training.state import TrainingState
+from medseg_brn.volumes.atomic import write_text_atomic
+
+FILE_NAME = "initial_weights.json"
+HEADS = ("head.", "coarser_heads.")
+FIRST = ("stem.0.weight", "stem.body.0.weight", "stem.shortcut.0.weight")
+"""Names of the tensors whose rows are of structures (beginnings), and whose columns are of input channels."""
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """The model whose weights training begins with."""
+
+    folder: Path
+    weights: Mapping[str, Tensor]
+    description: ModelDescription
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a network took from a model; a tensor's other values are the fresh ones of the run's seed."""
+
+    model: str
+    """The model's name."""
+    weights_sha256: str
+    whole: tuple[str, ...]
+    """Tensors that were taken whole."""
+    in_part: dict[str, tuple[str, ...]]
+    """Tensors of which some rows or columns were taken -> the structures, or input channels, these are of."""
+    fresh: tuple[str, ...]
+    """Tensors of the network that the model does not have, or has in another shape."""
+    left: tuple[str, ...]
+    """Tensors of the model that the network has no place for."""
+    notes: tuple[str, ...]
+    """What else a reader of the run should know."""
+
+    def tell(self) -> str:
+        """One line."""
+        total = len(self.whole) + len(self.in_part) + len(self.fresh)
+        in_part = f", {len(self.in_part)} in part" if self.in_part else ""
+        return f"weights of {self.model}: {len(self.whole)} of {total} tensors{in_part}"
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A name, and its places in the network and in the model."""
+
+    name: str
+    own: int
+    other: int
+
+
+def read_initial_model(experiment: Experiment) -> InitialModel | None:
+    """The model of `training.initial_weights`, or None where there is none.
+
+    Raises:
+        ModelError: it is missing, damaged, or an ensemble.
+    """
+    source = experiment.training.initial_weights
+    if source is None:
+        return None
+    network, description = load_network(source)
+    return InitialModel(find_model_folder(source), network.state_dict(), description)
+
+
+def begin_with(model: InitialModel, state: TrainingState, dataset: Dataset) -> Transfer:
+    """Put the model's weights and statistics, as far as they fit, into the network and into its average.
+
+    A tensor is taken whole where the network has one of its name and shape. Of the heads, the rows of the
+    structures that both know by name are taken; of the first convolutions, the columns of the input channels
+    that correspond, the first CT channel to the first and so on, unless none does and there are as many.
+    """
+    theirs = model.description
+    rows = _pair(_name_outputs(dataset), _name_outputs(theirs))
+    columns = _pair(_number_channels(dataset.modalities), _number_channels(theirs.modalities))
+    whole, in_part, fresh = [], {}, []
+    for name, tensor in state.network.state_dict().items():
+        taken = _take(name, tensor, model.weights.get(name), rows, columns)
+        if taken is None:
+            whole.append(name)
+        elif taken:
+            in_part[name] = taken
+        else:
+            fresh.append(name)
+    if state.averaged is not None:
+        state.averaged.module.load_state_dict(state.network.state_dict())
+    return Transfer(
+        theirs.name,
+        theirs.weights_sha256,
+        tuple(whole),
+        in_part,
+        tuple(fresh),
+        tuple(name for name in model.weights if name not in state.network.state_dict()),
+        tuple(_note(theirs, dataset)),
+    )
+
+
+def write_transfer(transfer: Transfer, run_folder: Path) -> None:
+    """Write `initial_weights.json` into the run folder."""
+    write_text_atomic(run_folder / FILE_NAME, json.dumps(asdict(transfer), indent=1) + "\n")
+
+
+@torch.no_grad()
+def _take(
+    name: str, own: Tensor, other: Tensor | None, rows: Sequence[_Pair], columns: Sequence[_Pair]
+) -> tuple[str, ...] | None:
+    """Copy what corresponds; None for all of a tensor, else the names of the rows or columns taken."""
+    if other is None or own.ndim != other.ndim:
+        return ()
+    if name.startswith(HEADS) and own.shape[1:] == other.shape[1:]:
+        for pair in rows:
+            own[pair.own] = other[pair.other]
+        return None if len(rows) == len(own) else tuple(pair.name for pair in rows)
+    if name in FIRST and columns and own[:, 0].shape == other[:, 0].shape:
+        for pair in columns:
+            own[:, pair.own] = other[:, pair.other]
+        return None if len(columns) == own.shape[1] else tuple(pair.name for pair in columns)
+    if own.shape == other.shape:
+        own.copy_(other)
+        return None
+    return ()
+
+
+def _pair(own: Sequence[str], others: Sequence[str]) -> list[_Pair]:
+    """What both name, capitals aside."""
+    places = {name.casefold(): place for place, name in enumerate(others)}
+    return [
+        _Pair(name, place, places[name.casefold()])
+        for place, name in enumerate(own)
+        if name.casefold() in places
+    ]
+
+
+def _name_outputs(described: Dataset | ModelDescription) -> list[str]:
+    """What the channels of the logits are called."""
+    return [region.name for region in described.regions] or list(described.class_names)
+
+
+def _number_channels(modalities: Sequence[str]) -> list[str]:
+    """`mri 1`, `mri 2`, `ct 1` … for the input channels."""
+    return [f"{one} {modalities[: place + 1].count(one)}" for place, one in enumerate(modalities)]
+
+
+def _note(theirs: ModelDescription, dataset: Dataset) -> Iterator[str]:
+    if theirs.training.get("dataset") == dataset.name:
+        yield (
+            f"The model was trained on a dataset that is called {dataset.name!r} too: if it saw scans that"
+            " are held out here, their metrics are too good"
+        )
+    if theirs.modalities != dataset.modalities:
+        yield f"The model's channels are {_list(theirs.modalities)}, those here {_list(dataset.modalities)}"
+    if bool(theirs.regions) != bool(dataset.regions):
+        yield "The model and this dataset differ in whether structures overlap (regions) or not (classes)"
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names)
