@@ -138,6 +138,7 @@ class Model:
         self,
         images: Images,
         *,
+        affine: np.ndarray | None = None,
         probabilities: Literal[False] = False,
         overlap: float | None = None,
         mirror_axes: Sequence[int] | None = None,
@@ -150,6 +151,7 @@ class Model:
         self,
         images: Images,
         *,
+        affine: np.ndarray | None = None,
         probabilities: Literal[True],
         overlap: float | None = None,
         mirror_axes: Sequence[int] | None = None,
@@ -161,6 +163,7 @@ class Model:
         self,
         images: Images,
         *,
+        affine: np.ndarray | None = None,
         probabilities: bool = False,
         overlap: float | None = None,
         mirror_axes: Sequence[int] | None = None,
@@ -170,8 +173,10 @@ class Model:
         """Segment one scan.
 
         Args:
-            images: a file, a folder with a DICOM series, or a Volume; or a list of them, one per channel
-                in the order of the training data. One 4D file may hold all channels.
+            images: a file or a folder with a DICOM series; or a Volume, an image of nibabel or SimpleITK, a
+                MetaTensor of MONAI, or an array (X, Y, Z) or (channels, X, Y, Z); or a list of either, one
+                per channel in the order of the training data. One 4D image may hold all channels.
+            affine: (4, 4) voxel index to RAS+ mm, of arrays, which do not tell theirs.
             probabilities: also return the probability of each class, or of each region.
             overlap: blend windows with this overlap, a share in [0, 1), instead of evaluating exactly.
             mirror_axes: axes 0, 1, 2 (canonical: left-right, front-back, up-down) mirrored for test-time
@@ -190,7 +195,7 @@ class Model:
             ConfigError: the memory does not suffice.
         """
         prediction = self.segment(
-            self.prepare(images, memory_bytes=memory_bytes),
+            self.prepare(images, affine=affine, memory_bytes=memory_bytes),
             probabilities=probabilities,
             overlap=overlap,
             mirror_axes=mirror_axes,
@@ -205,6 +210,7 @@ class Model:
         self,
         images: Images,
         *,
+        affine: np.ndarray | None = None,
         memory_bytes: int | None = None,
         scans_at_once: int = 1,
         keep_channels: bool = False,
@@ -213,6 +219,7 @@ class Model:
 
         Args:
             images: as for `predict`.
+            affine: as for `predict`.
             memory_bytes: as for `predict`.
             scans_at_once: so many scans share the memory for scans: 2 where one is read while another is
                 segmented.
@@ -230,6 +237,7 @@ class Model:
             scratch=scratch,
             model_name=self.description.name,
             modalities=self.description.modalities,
+            affine=affine,
         )
 
     def segment(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,14 @@ from medseg_brn.cases.dataset import read_images
 from medseg_brn.cases.preprocessing import Preprocessing, prepare_images
 from medseg_brn.cases.spatial import SpatialRecord
 from medseg_brn.errors import DataError
+from medseg_brn.volumes.converting import to_volumes
 from medseg_brn.volumes.reading import volume_stem
 from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Grid, Volume
 
-Images = str | Path | Volume | Sequence[str | Path] | Sequence[Volume]
+Images = Any
+"""A scan: a path (a file, or a folder with a DICOM series) or an image in memory (`volumes.converting`); or a
+sequence of either, one per channel in the order of the training data. One 4D image may hold all channels."""
 
 # Large enough that few blocks straddle the body's surface, small enough to follow it.
 AIR_BLOCK = (16, 16, 16)
@@ -57,6 +61,7 @@ def prepare_scan(
     scratch: Scratch,
     model_name: str,
     modalities: Sequence[str],
+    affine: np.ndarray | None = None,
 ) -> PreparedScan:
     """Read and preprocess a scan.
 
@@ -68,12 +73,13 @@ def prepare_scan(
         scratch: where large arrays go.
         model_name: for messages.
         modalities: of the model's channels.
+        affine: as for `Model.predict`.
 
     Raises:
         DataError: a file cannot be read, the channels do not fit the model or each other, or voxels are NaN
             or infinite.
     """
-    name, volumes = read_scan(images, scratch)
+    name, volumes = read_scan(images, scratch, affine)
     _check_channel_count(name, len(volumes), model_name, modalities)
     prepared = {key: prepare_images(volumes, key, name, scratch) for key in dict.fromkeys(preprocessings)}
     record = prepared[preprocessings[0]].record
@@ -91,22 +97,22 @@ def prepare_scan(
     )
 
 
-def read_scan(images: Images, scratch: Scratch) -> tuple[str, list[Volume]]:
+def read_scan(images: Images, scratch: Scratch, affine: np.ndarray | None = None) -> tuple[str, list[Volume]]:
     """Return a name for messages, and the channels.
 
     Raises:
-        DataError: there are none, they are neither paths nor Volumes, or a file cannot be read.
+        DataError: there are none, they are of no known kind, or a file cannot be read.
     """
-    items = [images] if isinstance(images, str | Path | Volume) else list(images)
+    items = list(images) if isinstance(images, list | tuple) else [images]
     if not items:
         raise DataError("There are no images to predict: the list is empty")
-    volumes = [item for item in items if isinstance(item, Volume)]
-    if len(volumes) == len(items):
-        return "image", volumes
     paths = tuple(Path(item) for item in items if isinstance(item, str | Path))
+    if not paths:
+        return "image", [volume for item in items for volume in to_volumes(item, affine)]
     if len(paths) < len(items):
-        kinds = ", ".join(sorted({type(item).__name__ for item in items}))
-        raise DataError(f"Images are given as paths or as Volumes, not as {kinds}")
+        raise DataError(
+            "Some channels are given as paths and others as images in memory; give all as one kind"
+        )
     name = volume_stem(paths[0].resolve()) or "image"
     return name, read_images(Case(name, paths), scratch)
 

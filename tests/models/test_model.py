@@ -192,8 +192,12 @@ def test_another_number_of_channels_is_told_with_the_remedy(tmp_path, model, two
 def test_images_that_are_none(model):
     with pytest.raises(DataError, match="empty"):
         model.predict([])
-    with pytest.raises(DataError, match="not as ndarray"):
+    with pytest.raises(DataError, match="not as dict"):
+        model.predict({"image": np.zeros((3, 3, 3))})
+    with pytest.raises(DataError, match="does not say where its voxels lie; give affine"):
         model.predict([np.zeros((3, 3, 3))])
+    with pytest.raises(DataError, match="give all as one kind"):
+        model.predict(["scan.nii.gz", np.zeros((3, 3, 3))])
 
 
 def test_channels_on_different_grids_are_refused(two_channel_model):
