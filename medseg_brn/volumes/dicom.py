@@ -59,19 +59,36 @@ def open_dicom(folder: Path) -> ImageFile:
         DataError: no DICOM file, several series, a slice missing or twice in one place, or slices that differ
             in shape or orientation.
     """
-    slices = [_read_slice(path) for path in _series_paths(folder)]
+    slices = _find_slices(folder)
     first = slices[0]
     if len(slices) == 1:
         # A single file tells all: one slice, or all frames of an enhanced image.
         shape, affine = first.shape, first.affine
     else:
-        _check_alike(folder, slices)
-        normal = np.cross(first.affine[:3, 0], first.affine[:3, 1])
-        slices.sort(key=lambda one: float(one.origin_mm @ normal))
-        affine = slices[0].affine.copy()
+        affine = first.affine.copy()
         affine[:3, 2] = _step_mm(folder, slices)
         shape = (*first.shape[:2], len(slices))
     return ImageFile(folder, make_grid(folder, shape, affine), 1, lambda _: _read_array(folder, slices))
+
+
+def list_slices(folder: Path) -> list[Path]:
+    """The files of the one DICOM series in a folder, in the order of its volume's third axis.
+
+    Raises:
+        DataError: as `open_dicom`.
+    """
+    return [one.path for one in _find_slices(folder)]
+
+
+def _find_slices(folder: Path) -> list[Slice]:
+    """The slices of the one series in a folder, ordered by their place."""
+    slices = [_read_slice(path) for path in _series_paths(folder)]
+    if len(slices) > 1:
+        _check_alike(folder, slices)
+        first = slices[0].affine
+        normal = np.cross(first[:3, 0], first[:3, 1])
+        slices.sort(key=lambda one: float(one.origin_mm @ normal))
+    return slices
 
 
 def _is_dicom(path: Path) -> bool:
