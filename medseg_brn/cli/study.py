@@ -64,6 +64,24 @@ def distributed(output: Output, scale: Scale = 1.0, seed: Seed = 0) -> None:
     _run("distributed", output, lambda progress: study_distributed(seed, scale, progress))
 
 
+@study.command()
+def sites(
+    output: Output,
+    scale: Scale = 1.0,
+    seed: Seed = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATASET", help="Your own scans instead of the phantom's: a folder or a CSV manifest."
+        ),
+    ] = None,
+) -> None:
+    """Scanners that differ: does a norm mend the gap between training and inference, or the sites' effect?"""
+    from medseg_brn.studies.sites.study import study_sites
+
+    _run("sites", output, lambda progress: study_sites(seed, scale, progress, data))
+
+
 @study.command("batch-effects")
 def batch_effects(
     output: Output,

@@ -8,9 +8,10 @@ import numpy as np
 from medseg_brn.reports.page import Block, Cell, Column, Gallery, Paragraph, Section, Table
 from medseg_brn.studies.adversarial.arms import ARMS, WITHOUT
 from medseg_brn.studies.adversarial.closed_form import LIMITS
-from medseg_brn.studies.adversarial.pictures import draw_courses, draw_examples, draw_leaks, draw_rows
+from medseg_brn.studies.adversarial.pictures import draw_courses, draw_leaks
 from medseg_brn.studies.adversarial.statements import Measurements
 from medseg_brn.studies.adversarial.trials import Found
+from medseg_brn.studies.pictures import draw_outlines, draw_series
 
 NAMES = [arm.name for arm in ARMS]
 QUALITY = {
@@ -135,26 +136,24 @@ def _show_discrimination(found: Measurements, pieces: Mapping[str, Sequence[Foun
         Paragraph(text),
         Gallery(
             [
-                draw_rows(
-                    training,
-                    second=single,
-                    names=("normalized as in training", "single samples"),
+                draw_series(
+                    {"normalized as in training": training, "single samples": single},
                     label="accuracy on held-out pairs",
                     caption="Dots: seeds. Bars: means with 95 % intervals. Dashed: guessing.",
-                    line=0.5,
+                    reference={"": 0.5},
                 ),
-                draw_rows(
-                    {name: found.values(stage, name, "leak") for name in NAMES},
+                draw_series(
+                    {"leak": {name: found.values(stage, name, "leak") for name in NAMES}},
                     label="leak",
                     caption="Accuracy in training minus accuracy on single samples, by seed.",
-                    line=0.0,
+                    reference={"": 0.0},
                 ),
-                draw_rows(
-                    {name: found.values(stage, name, "influence") for name in NAMES},
+                draw_series(
+                    {"influence": {name: found.values(stage, name, "influence") for name in NAMES}},
                     label="influence of the batchmate",
                     caption="Standard deviation of an item's scores over its batchmates, relative to that of "
                     "all scores. Separate batches have one item, which has no batchmate.",
-                    line=0.0,
+                    reference={"": 0.0},
                 ),
             ],
             wide=True,
@@ -197,23 +196,23 @@ def _show_refinement(found: Measurements, pieces: Mapping[str, Sequence[Found]],
         Paragraph(text),
         Gallery(
             [
-                draw_rows(
-                    differences["dice"],
+                draw_series(
+                    {"Dice": differences["dice"]},
                     label="Dice minus that without a discriminator",
                     caption="Seed by seed. To the right of the line the discriminator helps.",
-                    line=0.0,
+                    reference={"": 0.0},
                 ),
-                draw_rows(
-                    differences["surface_distance"],
+                draw_series(
+                    {"surface": differences["surface_distance"]},
                     label="surface distance minus that without a discriminator, in voxels",
                     caption="Seed by seed. To the left of the line the discriminator helps.",
-                    line=0.0,
+                    reference={"": 0.0},
                 ),
-                draw_rows(
-                    {name: found.values(stage, name, "volume_ratio") for name in names},
+                draw_series(
+                    {"spread": {name: found.values(stage, name, "volume_ratio") for name in names}},
                     label="spread of the predicted volumes relative to the references'",
                     caption="Mode collapse would show as a number near 0.",
-                    line=1.0,
+                    reference={"": 1.0},
                 ),
             ],
             wide=True,
@@ -223,7 +222,7 @@ def _show_refinement(found: Measurements, pieces: Mapping[str, Sequence[Found]],
             [Column("Refined against"), *(Column(heading, ".3f") for heading in headings)],
             rows,
         ),
-        Gallery([draw_examples(shown.images, shown.reference, shown.predictions, slices)], wide=True),
+        Gallery([draw_outlines(shown.images, shown.reference, shown.predictions, slices)], wide=True),
         Gallery(draw_courses({name: _losses(pieces[name], stage) for name in NAMES}, "hinge loss")),
     ]
     return Section("Segmentations refined against a discriminator", blocks)

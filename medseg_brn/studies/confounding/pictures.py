@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from medseg_brn.comparison.statistics import Estimate, estimate_scalar
 from medseg_brn.reports.drawing import INK, MUTED, SERIES, drawing, make_svg
 from medseg_brn.reports.page import Figure
+from medseg_brn.studies.pictures import name_references, space_apart, style_rows
 
 Numbers = Sequence[float] | np.ndarray
 
@@ -64,38 +65,6 @@ def draw_lines(
         return Figure(make_svg(figure, f"{title} against {x_label}. {told}"), caption)
 
 
-def draw_rows(
-    groups: Mapping[str, Numbers],
-    *,
-    label: str,
-    caption: str,
-    limits: tuple[float, float],
-    expected: Mapping[str, float] | None = None,
-    reference: Mapping[str, float] | None = None,
-) -> Figure:
-    """One row a group: every seed a dot, the mean with its 95 % interval, the mean in numbers.
-
-    Args:
-        groups: name -> one number per seed.
-        label: what is measured.
-        caption: what stands under the figure.
-        limits: of the horizontal axis.
-        expected: name -> what a formula says, as an open diamond.
-        reference: name -> number that all rows are seen against, as a line with its name above.
-    """
-    with drawing(8.6, 1.05 + 0.36 * len(groups)) as (figure, axes):
-        for row, (name, values) in enumerate(groups.items()):
-            estimate = estimate_scalar(np.asarray(values, float))
-            scatter = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
-            axes.plot(values, row + scatter, ".", color=SERIES[0], alpha=0.55, markeredgewidth=0)
-            _draw_estimate(axes, row, estimate)
-            if expected is not None and name in expected:
-                axes.plot(expected[name], row, "D", color=SERIES[1], markerfacecolor="none", markersize=8)
-        _style_rows(axes, list(groups), label, limits, reference or {})
-        told = "; ".join(f"{name}: mean {np.mean(values):.3f}" for name, values in groups.items())
-        return Figure(make_svg(figure, f"{label}. {told}"), caption)
-
-
 def draw_estimates(
     estimates: Mapping[str, Estimate],
     *,
@@ -104,40 +73,16 @@ def draw_estimates(
     limits: tuple[float, float],
     reference: Mapping[str, float],
 ) -> Figure:
-    """One row an estimate: a mark with its interval, and the number; see `draw_rows`."""
+    """One row an estimate: a mark with its interval, and the number; see `draw_series`."""
     with drawing(8.6, 1.05 + 0.36 * len(estimates)) as (figure, axes):
         for row, estimate in enumerate(estimates.values()):
             _draw_estimate(axes, row, estimate, form=".4f")
-        _style_rows(axes, list(estimates), label, limits, reference)
+        for place in reference.values():
+            axes.axvline(place, color=MUTED, linewidth=1.1, linestyle="--")
+        style_rows(axes, list(estimates), label, limits)
+        name_references(axes, reference, lifted=False)
         told = "; ".join(f"{name}: {one.effect:.4f}" for name, one in estimates.items())
         return Figure(make_svg(figure, f"{label}. {told}"), caption)
-
-
-def space_apart(places: Sequence[float], gap: float) -> list[float]:
-    """Places, in their order, moved as little as need be to lie at least `gap` apart.
-
-    Those that crowd are laid out around their mean, so that nothing drifts to one side.
-    """
-    order = sorted(range(len(places)), key=places.__getitem__)
-    clusters: list[list[int]] = []
-    for index in order:
-        clusters.append([index])
-        while len(clusters) > 1 and _overlap(clusters[-2], clusters[-1], places, gap):
-            clusters[-2:] = [clusters[-2] + clusters[-1]]
-    moved = [0.0] * len(places)
-    for cluster in clusters:
-        for index, place in zip(cluster, _lay_out(cluster, places, gap), strict=True):
-            moved[index] = place
-    return moved
-
-
-def _overlap(one: list[int], other: list[int], places: Sequence[float], gap: float) -> bool:
-    return _lay_out(other, places, gap)[0] - _lay_out(one, places, gap)[-1] < gap - 1e-12
-
-
-def _lay_out(cluster: list[int], places: Sequence[float], gap: float) -> list[float]:
-    middle = float(np.mean([places[index] for index in cluster]))
-    return [middle + gap * (number - (len(cluster) - 1) / 2) for number in range(len(cluster))]
 
 
 def _mark(axes: Axes, x: Numbers, measured: Sequence[Numbers], colour: str) -> None:
@@ -179,27 +124,3 @@ def _draw_estimate(axes: Axes, row: int, estimate: Estimate, form: str = ".3f") 
         color=INK,
         annotation_clip=False,
     )
-
-
-def _style_rows(
-    axes: Axes, names: Sequence[str], label: str, limits: tuple[float, float], reference: Mapping[str, float]
-) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", labelcolor=INK, length=0)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(*limits)
-    axes.set_xlabel(f"{label} (number at the right: mean)")
-    axes.grid(axis="y", visible=False)
-    axes.spines["left"].set_visible(False)
-    for name, place in reference.items():
-        axes.axvline(place, color=MUTED, linewidth=1.1, linestyle="--")
-        axes.annotate(
-            name,
-            (place, 1.0),
-            (0, 4),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            ha="center",
-            color=MUTED,
-            annotation_clip=False,
-        )

@@ -9,8 +9,9 @@ from medseg_brn.studies.confounding import association, null_arm, training
 from medseg_brn.studies.confounding.layer_section import Extras, make_layer_section
 from medseg_brn.studies.confounding.norms import BATCH, LAYER, LOOSE
 from medseg_brn.studies.confounding.null_arm import COHORTS, LEVEL, compute_centred_rate, estimate_rate
-from medseg_brn.studies.confounding.pictures import Line, draw_estimates, draw_lines, draw_rows
+from medseg_brn.studies.confounding.pictures import Line, draw_estimates, draw_lines
 from medseg_brn.studies.confounding.statements import Measurements
+from medseg_brn.studies.pictures import draw_series
 
 
 def make_sections(found: Measurements, extras: Extras) -> list[Section]:
@@ -44,22 +45,22 @@ def _show_markers(found: Measurements) -> list[Block]:
     )
     best, blind = training.compute_best_accuracy(True), training.compute_best_accuracy(False)
     references = {f"best without the group {blind:.3f}": blind, f"with it {best:.3f}": best}
-    retained = draw_rows(
-        {norm.name: found.marker(norm, "retained") for norm in training.NORMS if norm != LAYER},
+    retained = draw_series(
+        {"retained": {norm.name: found.marker(norm, "retained") for norm in training.NORMS if norm != LAYER}},
         label="retained of the groups' difference after the first norm",
         caption="Dots: seeds; bar: 95 % interval of the mean; diamond: the formula, summed over channels.",
         limits=(-0.05, 1.1),
         expected={norm.name: float(found.marker(norm, "expected").mean()) for norm in training.NORMS},
     )
-    accuracy = draw_rows(
-        {norm.name: found.marker(norm, "eval_accuracy") for norm in training.NORMS},
+    accuracy = draw_series(
+        {"accuracy": {norm.name: found.marker(norm, "eval_accuracy") for norm in training.NORMS}},
         label="held-out accuracy in evaluation mode",
         caption="Dashed: the best that is possible with and without knowing the group.",
         limits=(0.5, 1.0),
         reference=references,
     )
-    gap = draw_rows(
-        {norm.name: found.gap(norm) for norm in training.NORMS},
+    gap = draw_series(
+        {"gap": {norm.name: found.gap(norm) for norm in training.NORMS}},
         label="accuracy in training mode less that in evaluation mode",
         caption="On the same held-out items. Above 0, a network is worse at inference than it seemed.",
         limits=_fit([found.gap(norm) for norm in training.NORMS]),
@@ -136,8 +137,13 @@ def _show_diagnoses(found: Measurements) -> list[Block]:
         "the same two sites never show. BatchNorm removes both and has nothing to learn from."
     )
     kinds = [(norm, design) for design in ("balanced", "confounded") for norm in (BATCH, LOOSE, LAYER)]
-    share = draw_rows(
-        {f"{norm.name}, {design}": found.diagnosis(norm, design, "site_share") for norm, design in kinds},
+    share = draw_series(
+        {
+            "share": {
+                f"{norm.name}, {design}": found.diagnosis(norm, design, "site_share")
+                for norm, design in kinds
+            }
+        },
         label="share of the site in what the logits tell",
         caption="0: biology only; 1: batch effect only. Where neither is learned, it is a share of noise.",
         limits=(-0.02, 1.02),

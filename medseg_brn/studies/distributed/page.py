@@ -13,7 +13,6 @@ from medseg_brn.reports.page import (
     Section,
     Table,
 )
-from medseg_brn.studies.confounding.pictures import draw_rows
 from medseg_brn.studies.distributed.arms import (
     ARMS,
     LOCAL_BATCH,
@@ -25,6 +24,7 @@ from medseg_brn.studies.distributed.arms import (
 )
 from medseg_brn.studies.distributed.pictures import draw_courses
 from medseg_brn.studies.distributed.statements import COUNTED_STEPS, Measurements, late_divergence
+from medseg_brn.studies.pictures import draw_series
 
 
 def make_sections(found: Measurements) -> list[Section]:
@@ -66,8 +66,8 @@ def _draw_dice(found: Measurements, shards: Shards, workers: int) -> Figure:
     groups = {arm.name: found.read(arm, shards, workers, "dice") for arm in ARMS}
     lowest, highest = min(map(np.min, groups.values())), max(map(np.max, groups.values()))
     margin = 0.05 * (highest - lowest) + 0.01
-    return draw_rows(
-        groups,
+    return draw_series(
+        {"Dice": groups},
         label=f"Dice, {shards} shards, {workers} workers",
         caption=f"{shards.capitalize()} shards, {workers} workers, one crop a step and worker.",
         limits=(max(0.0, lowest - margin), min(1.0, highest + margin)),

@@ -7,7 +7,7 @@ from matplotlib.ticker import NullLocator
 
 from medseg_brn.reports.drawing import SERIES, drawing, make_svg
 from medseg_brn.reports.page import Figure
-from medseg_brn.studies.confounding.pictures import space_apart
+from medseg_brn.studies.pictures import space_apart
 
 SMALLEST = 1e-6
 """Nats; less is drawn as this, as a logarithmic axis has no 0."""
