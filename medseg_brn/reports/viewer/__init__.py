@@ -1,0 +1,1 @@
+"""A scan and its label map as one HTML page: three linked planes to look through, in any browser."""
