@@ -5,7 +5,7 @@ An experiment is one YAML file, read by `medseg_brn.experiment`. Values are chec
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -14,6 +14,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Modality = Literal["mri", "ct"]
 Axis = Annotated[int, Field(ge=0, le=2)]
+Orientation = Literal["RAS", "LAS", "RPS", "LPS", "RAI", "LAI", "RPI", "LPI", "stored"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -62,6 +63,9 @@ class PreprocessingConfig(Section):
     """Region kept: everything, the bounding box of non-zero voxels, or of the body (CT, above -500 HU)."""
     intensity: Literal["auto", "zscore", "zscore_nonzero", "ct", "none"] = "auto"
     """Intensity normalization; `auto` is `ct` for CT channels and `zscore` for MRI channels."""
+    orientation: Orientation = "RAS"
+    """Where the axes of the network's grid run, whatever those of a file are; `stored` keeps each file's own
+    axes. For going on with a network that learnt so elsewhere."""
 
 
 class AugmentationConfig(Section):
@@ -144,7 +148,8 @@ class NetworkConfig(Section):
     encoder: Literal["plain", "residual"] = "plain"
     """Convolution blocks of the encoder: plain, or with identity shortcuts."""
     encoder_blocks: PositiveInt | tuple[PositiveInt, ...] = 2
-    """Convolutions (plain) or residual blocks (residual) of each encoder level, finest first, or of all."""
+    """Convolutions (plain) or residual blocks (residual) of each encoder level, finest first, or of all; a
+    residual encoder begins with a convolution that is not counted."""
     decoder_blocks: PositiveInt | tuple[PositiveInt, ...] = 1
     """Convolutions of each decoder level, finest first, or of all."""
     norm: Literal[
@@ -181,6 +186,17 @@ class NetworkConfig(Section):
         if list(self.renorm_schedule) != sorted(self.renorm_schedule):
             raise ValueError(f"renorm_schedule {self.renorm_schedule} must not decrease")
         return self
+
+
+class ZooNetworkConfig(Section):
+    """A network of MONAI's zoo."""
+
+    kind: Literal["monai"]
+    """Tells it from a U-Net, which has no kind."""
+    name: str
+    """As in `monai.networks.nets`; `medseg_brn.networks.zoo.ZOO` lists those that are known."""
+    arguments: dict[str, JsonValue] = {}
+    """Plain values for its constructor."""
 
 
 class AdversarialConfig(Section):

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from medseg_brn.cases.preprocessing import Preprocessing
 from medseg_brn.cases.spatial import SpatialRecord
-from medseg_brn.volumes.geometry import canonicalize
+from medseg_brn.volumes.geometry import reorient
 from medseg_brn.volumes.volume import Volume
 
 # Above air (-1000 HU) with its noise and below lung (-900 to -600 HU), which is told from air by its vessels:
@@ -46,7 +46,7 @@ def find_air_blocks(
     """
     filled = None
     for channel, scheme in zip(channels, preprocessing.intensity, strict=True):
-        inside = canonicalize(channel).array[record.region]
+        inside = reorient(channel, record.orientation).array[record.region]
         found = _find_filled(inside, record.network_shape, block, is_ct=scheme.scheme == "ct")
         filled = found if filled is None else filled | found
     assert filled is not None, "a scan has a channel"

@@ -13,7 +13,15 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from medseg_brn.cases.dataset import Dataset
 from medseg_brn.cases.fingerprint import Fingerprint
@@ -25,9 +33,9 @@ from medseg_brn.cases.intensity import (
     measure_intensity,
 )
 from medseg_brn.cases.spatial import CropName, SpatialRecord, plan_space, resample_image, resample_label_map
-from medseg_brn.config import PreprocessingConfig
+from medseg_brn.config import Orientation, PreprocessingConfig
 from medseg_brn.errors import ConfigError, DataError, ModelError
-from medseg_brn.volumes.geometry import canonicalize
+from medseg_brn.volumes.geometry import reorient
 from medseg_brn.volumes.scratch import Scratch
 from medseg_brn.volumes.volume import Volume
 
@@ -38,9 +46,12 @@ class Preprocessing(BaseModel):
     """Everything that preprocessing depends on, as plain numbers that a model carries with it.
 
     Attributes:
-        spacing_mm: Voxel size of the network's grid along the canonical axes.
+        spacing_mm: Voxel size of the network's grid along its axes.
         crop: Region kept.
         intensity: One scheme per channel.
+        orientation: Where the axes of the network's grid run. RAS are the canonical ones, and then there is
+            no such field in a file. Networks of other toolkits may have learnt in others, or, where it is
+            "stored", in those of each file, whichever they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +59,14 @@ class Preprocessing(BaseModel):
     spacing_mm: tuple[SpacingMm, SpacingMm, SpacingMm]
     crop: CropName = "none"
     intensity: Annotated[tuple[IntensityScheme, ...], Field(min_length=1)]
+    orientation: Orientation = "RAS"
+
+    @model_serializer(mode="wrap")
+    def _leave_out_canonical_axes(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        plain: dict[str, Any] = serialize(self)
+        if self.orientation == "RAS":
+            del plain["orientation"]
+        return plain
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain JSON types, from which `from_dict` makes an equal object."""
@@ -111,7 +130,9 @@ def resolve_preprocessing(
     spacing_mm = config.spacing_mm or fingerprint.spacing_mm
     schemes = [_choose_scheme(config, modality) for modality in dataset.modalities]
     intensity = tuple(_resolve_scheme(name, index, fingerprint) for index, name in enumerate(schemes))
-    return Preprocessing(spacing_mm=spacing_mm, crop=config.crop, intensity=intensity)
+    return Preprocessing(
+        spacing_mm=spacing_mm, crop=config.crop, intensity=intensity, orientation=config.orientation
+    )
 
 
 def prepare_images(
@@ -132,11 +153,11 @@ def prepare_images(
         DataError: Another number of channels, channels on different grids, or NaN or infinite voxels.
     """
     _check_channels(channels, preprocessing, case_name)
-    record = plan_space(channels, preprocessing.crop, preprocessing.spacing_mm)
+    record = plan_space(channels, preprocessing.crop, preprocessing.spacing_mm, preprocessing.orientation)
     scratch = scratch or Scratch()
     prepared = scratch.empty((len(channels), *record.network_shape), np.float32)
     for index, (channel, scheme) in enumerate(zip(channels, preprocessing.intensity, strict=True)):
-        canonical = canonicalize(channel)
+        canonical = reorient(channel, record.orientation)
         inside = canonical.array[record.region]
         normalization = measure_intensity(inside, scheme)
         scratch.release(channel.array)
@@ -172,7 +193,7 @@ def prepare_label_map(label_map: Volume, record: SpatialRecord, case_name: str =
             f"Case '{case_name}': label map and image are on different grids: {difference}; resample the "
             "label map onto the image's grid."
         )
-    cropped = canonicalize(label_map).array[record.region]
+    cropped = reorient(label_map, record.orientation).array[record.region]
     return np.ascontiguousarray(resample_label_map(cropped, record.network_shape))
 
 

@@ -68,7 +68,7 @@ class LabelMapRestorer:
             ModelError: planes are missing.
         """
         self._planes.check_complete()
-        return restore_orientation(self._whole, self._record.input_grid)
+        return restore_orientation(self._whole, self._record.input_grid, self._record.orientation)
 
     def _label(self, between: "_Between") -> np.ndarray:
         """Return the winners (Y, Z) of a plane of the scan."""
@@ -148,7 +148,9 @@ class ProbabilityRestorer:
             ModelError: planes are missing.
         """
         self._planes.check_complete()
-        last = restore_orientation(np.moveaxis(self._whole, 0, -1), self._record.input_grid)
+        last = restore_orientation(
+            np.moveaxis(self._whole, 0, -1), self._record.input_grid, self._record.orientation
+        )
         return np.moveaxis(last, -1, 0)
 
 

@@ -17,8 +17,8 @@ from scipy import ndimage
 from medseg_brn.errors import ModelError, ScoresError
 from medseg_brn.volumes.geometry import (
     Order,
-    canonicalize,
     crop_grid,
+    reorient,
     resample_array,
     resample_slabs,
     resampled_grid,
@@ -46,12 +46,14 @@ class SpatialRecord:
         lower: First voxel kept, in canonical axes.
         upper: One past the last voxel kept, in canonical axes.
         network_grid: The grid of what the network sees, in canonical axes.
+        orientation: What is called canonical axes above: RAS+, or those of a model that takes others.
     """
 
     input_grid: Grid
     lower: tuple[int, int, int]
     upper: tuple[int, int, int]
     network_grid: Grid
+    orientation: str = "RAS"
 
     @property
     def network_shape(self) -> tuple[int, int, int]:
@@ -61,7 +63,8 @@ class SpatialRecord:
     @property
     def canonical_shape(self) -> tuple[int, int, int]:
         """Shape of the whole scan in canonical axes."""
-        return _canonical_view(self.input_grid).shape
+        empty = np.broadcast_to(np.uint8(0), self.input_grid.shape)  # of no size in memory
+        return reorient(Volume(empty, self.input_grid), self.orientation).shape
 
     @property
     def cropped_shape(self) -> tuple[int, int, int]:
@@ -75,22 +78,25 @@ class SpatialRecord:
         return x, y, z
 
 
-def plan_space(channels: Sequence[Volume], crop: CropName, spacing_mm: Sequence[float]) -> SpatialRecord:
+def plan_space(
+    channels: Sequence[Volume], crop: CropName, spacing_mm: Sequence[float], orientation: str = "RAS"
+) -> SpatialRecord:
     """Returns how these channels of one scan (on one grid) get to voxels of `spacing_mm`.
 
     Args:
         channels: The scan's channels on their own grid; `body` looks for the body in the first.
         crop: Region kept; when there is nothing to find (a blank scan), everything is.
         spacing_mm: Target voxel size along the canonical axes; an axis within 1 % of it is left as it is.
+        orientation: What the canonical axes are (`volumes.geometry.reorient`).
     """
-    canonical = [canonicalize(channel) for channel in channels]
+    canonical = [reorient(channel, orientation) for channel in channels]
     lower, upper = find_crop([channel.array for channel in canonical], crop)
     kept = crop_grid(canonical[0].grid, lower, upper)
     wanted_mm = [
         own if abs(own - target) <= SPACING_TOLERANCE * target else target
         for own, target in zip(kept.spacing_mm, spacing_mm, strict=True)
     ]
-    return SpatialRecord(channels[0].grid, lower, upper, resampled_grid(kept, wanted_mm))
+    return SpatialRecord(channels[0].grid, lower, upper, resampled_grid(kept, wanted_mm), orientation)
 
 
 def find_crop(
@@ -213,11 +219,6 @@ def _resample_planes(score: np.ndarray, shape: Sequence[int]) -> Iterator[np.nda
         below = int(position)
         above = position - np.float32(below)  # share of the plane above
         yield stack[below] if above == 0 else (1 - above) * stack[below] + above * stack[below + 1]
-
-
-def _canonical_view(grid: Grid) -> Volume:
-    """Returns a volume of no size in memory on the grid, in canonical axes."""
-    return canonicalize(Volume(np.broadcast_to(np.uint8(0), grid.shape), grid))
 
 
 def _thick_axis(spacing_mm: Sequence[float]) -> int | None:

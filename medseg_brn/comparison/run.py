@@ -26,7 +26,7 @@ from medseg_brn.config import Experiment, NetworkConfig, Size3
 from medseg_brn.errors import DataError, DivergenceError, MedsegError, ScoresError
 from medseg_brn.inference.precision import choose_device
 from medseg_brn.models.architecture import norm_options
-from medseg_brn.models.package import load_network
+from medseg_brn.models.package import load_unet
 from medseg_brn.networks.normalization import freeze_statistics, make_normalization
 from medseg_brn.patches.stream import PatchStream, load_batches
 from medseg_brn.probes.curves import spike_fraction
@@ -139,7 +139,7 @@ def examine_run(
 ) -> Examination:
     """What the probes find in the run's finished network, on training patches that it has not seen."""
     training = experiment.training
-    network, _ = load_network(run_folder)
+    network, _ = load_unet(run_folder)
     network.to(choose_device(training.device), memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if training.freeze_statistics_at is not None:
         freeze_statistics(network)
@@ -168,7 +168,7 @@ def compare_tiles(
 
     Of a large volume the middle is taken, two tiles along each axis: each tile takes a pass over all of it.
     """
-    network, _ = load_network(run_folder)
+    network, _ = load_unet(run_folder)
     device = choose_device(experiment.training.device)
     network.to(device)
     tile_size, targets = probes.tile_size or experiment.patches.size, data.dataset.targets

@@ -12,7 +12,8 @@ from medseg_brn.cross_validation.out_of_fold import OutOfFoldCase, read_case
 from medseg_brn.errors import ConfigError, DataError, MedsegError
 from medseg_brn.experiment import load_experiment
 from medseg_brn.inference.manifest import digest
-from medseg_brn.models.description import EnsembleDescription, find_disagreement, read_description
+from medseg_brn.models.agreement import find_disagreement
+from medseg_brn.models.description import EnsembleDescription, read_description
 from medseg_brn.models.package import (
     DESCRIPTION_NAME,
     MEMBERS_NAME,

@@ -13,9 +13,9 @@ from medseg_brn.cross_validation.summary import evaluate_label_map
 from medseg_brn.evaluation.results import CaseEvaluation
 from medseg_brn.inference.manifest import digest
 from medseg_brn.inference.precision import choose_device, choose_precision
+from medseg_brn.models.architecture import Network
 from medseg_brn.models.description import ModelDescription
 from medseg_brn.models.package import Model, load_network
-from medseg_brn.networks.unet3d import UNet3d
 from medseg_brn.volumes.atomic import write_text_atomic
 from medseg_brn.volumes.writing import write_volume
 
@@ -75,7 +75,7 @@ def _digest_contents(case: OutOfFoldCase) -> list[str]:
 
 
 def _average(
-    members: Sequence[tuple[UNet3d, ModelDescription]], experiment: Experiment, site: str | None
+    members: Sequence[tuple[Network, ModelDescription]], experiment: Experiment, site: str | None
 ) -> Model:
     """An ensemble in memory, for scans of the site."""
     device = choose_device(experiment.training.device)

@@ -1,5 +1,6 @@
 """A trained network made ready for inference, and the way it may be run."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from medseg_brn.networks.folding import fold
 from medseg_brn.networks.levels import Level, list_levels
 from medseg_brn.networks.normalization import find_tile_dependence
 from medseg_brn.networks.quantization import Ranges, check_quantizable, quantize
-from medseg_brn.networks.unet3d import Size3
+from medseg_brn.networks.unet3d import Size3, UNet3d
 
 
 class Predictor:
@@ -43,7 +44,8 @@ class Predictor:
         """Fold a copy of the network, which itself stays as it is.
 
         Args:
-            network: a trained U-Net.
+            network: a trained U-Net, or another network with `in_channels` and `num_classes`, which is
+                evaluated in overlapping windows.
             patch_size: of windows, in voxels.
             device: where to compute.
             dtype: float32, bfloat16, or uint8 for a quantized network.
@@ -60,11 +62,16 @@ class Predictor:
         self.mirrored_channels = mirrored_channels
         self.image_dtype = torch.float32 if dtype == torch.uint8 else dtype
         self.tile_dependence = find_tile_dependence(network)
+        self.num_classes = unet.num_classes
+        self.levels: list[Level] | None = None
+        if not isinstance(network, UNet3d):
+            self.tile_dependence = "only this toolkit's own U-Nets are evaluated level by level"
+            self.network: Any = copy.deepcopy(network).eval().requires_grad_(False)
+            self.network.to(device)
+            return
         # The smallest image that the network takes: an instance norm refuses a single voxel.
         voxels = 1 if self.tile_dependence is None else 2
         folded: Any = fold(network, (1, unet.in_channels, *(voxels * step for step in unet.strides_total)))
-        self.num_classes = unet.num_classes
-        self.levels: list[Level] | None = None
         if self.tile_dependence is None:
             self.network = (
                 _quantize(folded, activation_ranges) if dtype == torch.uint8 else lower(folded, device, dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.inference.inputs import InputCase, find_inputs
@@ -22,7 +23,6 @@ from medseg_brn.models.package import (
     load_network,
 )
 from medseg_brn.networks.quantization import check_quantizable, recorded_ranges
-from medseg_brn.networks.unet3d import UNet3d
 from medseg_brn.volumes.atomic import atomic_path
 
 Progress = Callable[[int, int, str], None]
@@ -77,7 +77,7 @@ def save_calibrated(
 
 
 def _measure(
-    network: UNet3d,
+    network: nn.Module,
     description: ModelDescription,
     cases: Sequence[InputCase],
     memory_bytes: int | None,

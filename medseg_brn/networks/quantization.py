@@ -63,12 +63,17 @@ def recorded_ranges(folded: nn.Module) -> Iterator[dict[str, tuple[float, float]
             hook.remove()
 
 
-def check_quantizable(network: UNet3d) -> None:
+def check_quantizable(network: nn.Module) -> None:
     """Make sure that a network can be quantized.
 
     Raises:
         ConfigError: a norm of it does not fold, or its encoder is residual.
     """
+    if not isinstance(network, UNet3d):
+        raise ConfigError(
+            "This network cannot compute in int8: it is none of this toolkit's own U-Nets; choose precision "
+            "auto"
+        )
     reason = find_tile_dependence(network)
     if reason is not None:
         raise ConfigError(

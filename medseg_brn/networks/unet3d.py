@@ -129,7 +129,8 @@ class UNet3d(nn.Module):
             strides: per level, how much coarser than the level before; (1,1,1) then (2,2,2) by default.
             kernels: per level, odd kernel sizes; (3,3,3) by default.
             encoder: `plain` blocks (one convolution each) or `residual` ones (two and a shortcut).
-            encoder_blocks: blocks of each encoder level, finest first; one number for all.
+            encoder_blocks: blocks of each encoder level, finest first; one number for all. The stem, always
+                a plain block, is the finest level's first one, or stands before its residual ones.
             decoder_blocks: convolutions of each decoder level, finest first; one number for all.
             norm: a name that `make_normalization` knows; `none` gives the convolutions a bias instead.
             norm_options: passed to `make_normalization`.
@@ -152,12 +153,14 @@ class UNet3d(nn.Module):
 
         layers = _Layers(norm, norm_options or {}, weight_standardization)
         block = ResidualBlock if encoder == "residual" else ConvBlock
-        self.stem = block(layers, in_channels, channels[0], kernels[0])
+        self.stem = ConvBlock(layers, in_channels, channels[0], kernels[0])
         self.encoder = nn.ModuleList()
         for level, (width, kernel) in enumerate(zip(channels, kernels, strict=True)):
             blocks = [block(layers, width, width, kernel) for _ in range(encoder_counts[level] - 1)]
             if level > 0:
                 blocks.insert(0, block(layers, channels[level - 1], width, kernel, strides[level]))
+            elif encoder == "residual":  # the stem is none of its residual blocks
+                blocks.append(block(layers, width, width, kernel))
             self.encoder.append(nn.Sequential(*blocks))
 
         self.upsampling, self.decoder = nn.ModuleList(), nn.ModuleList()

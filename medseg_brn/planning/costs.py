@@ -63,7 +63,9 @@ def count_work(
     channels, depth = network.channels, len(network.channels)
     strides = network.strides or ((1, 1, 1),) + ((2, 2, 2),) * (depth - 1)
     kernels = network.kernels or ((3, 3, 3),) * depth
-    encoder = _per_level(network.encoder_blocks, depth, 2 if network.encoder == "residual" else 1)
+    is_residual = network.encoder == "residual"
+    encoder = _per_level(network.encoder_blocks, depth, 2 if is_residual else 1)
+    encoder[0] += is_residual  # the stem, which is the first of plain blocks
     decoder = _per_level(network.decoder_blocks, depth - 1, 1)
     voxels = float(batch_size * math.prod(patch))
     finest = voxels

@@ -23,7 +23,7 @@ SMALLEST_EDGE_VOXELS = 4  # of the coarsest level, nnU-Net
 ANISOTROPIC_RATIO = 2.0  # an axis this much coarser than the finest one is not pooled yet, nnU-Net
 BLOCKS = 2  # convolutions of each level, nnU-Net
 CPU_BLOCKS_FULL_RESOLUTION = 1  # measured when the shipped experiment was made
-ENCODER = "plain"  # measured: `residual` -.0013 (-.0042 to +.0017), no difference that shows
+ENCODER = "plain"  # measured: `residual`, with a residual stem, -.0013 (-.0042 to +.0017), nothing that shows
 WEIGHT_STANDARDIZATION = True  # Qiao et al. 2019, folds away at inference; to be measured by `plain_weights`
 # Networks with so many levels get it; measured: `deep_supervision` +.0017 (-.0008 to +.0042).
 DEEP_SUPERVISION_LEVELS = 4

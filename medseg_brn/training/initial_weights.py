@@ -10,14 +10,15 @@ from torch import Tensor
 
 from medseg_brn.cases.dataset import Dataset
 from medseg_brn.config import Experiment
+from medseg_brn.errors import ConfigError
 from medseg_brn.models.description import ModelDescription
-from medseg_brn.models.package import find_model_folder, load_network
+from medseg_brn.models.package import find_model_folder, load_unet
 from medseg_brn.training.state import TrainingState
 from medseg_brn.volumes.atomic import write_text_atomic
 
 FILE_NAME = "initial_weights.json"
 HEADS = ("head.", "coarser_heads.")
-FIRST = ("stem.0.weight", "stem.body.0.weight", "stem.shortcut.0.weight")
+FIRST = "stem.0.weight"
 """Names of the tensors whose rows are of structures (beginnings), and whose columns are of input channels."""
 
 
@@ -68,12 +69,20 @@ def read_initial_model(experiment: Experiment) -> InitialModel | None:
     """The model of `training.initial_weights`, or None where there is none.
 
     Raises:
-        ModelError: it is missing, damaged, or an ensemble.
+        ModelError: it is missing, damaged, an ensemble, or a network of another toolkit.
+        ConfigError: it sees scans in other axes than the experiment lays them out in.
     """
     source = experiment.training.initial_weights
     if source is None:
         return None
-    network, description = load_network(source)
+    network, description = load_unet(source)
+    theirs, own = description.preprocessing.orientation, experiment.preprocessing.orientation
+    if theirs != own:
+        raise ConfigError(
+            f"training.initial_weights {source} sees scans in the axes {theirs}, and here "
+            f"preprocessing.orientation is {own}, so that it would see them mirrored; set "
+            f"preprocessing.orientation={theirs}"
+        )
     return InitialModel(find_model_folder(source), network.state_dict(), description)
 
 
@@ -125,7 +134,7 @@ def _take(
         for pair in rows:
             own[pair.own] = other[pair.other]
         return None if len(rows) == len(own) else tuple(pair.name for pair in rows)
-    if name in FIRST and columns and own[:, 0].shape == other[:, 0].shape:
+    if name == FIRST and columns and own[:, 0].shape == other[:, 0].shape:
         for pair in columns:
             own[:, pair.own] = other[:, pair.other]
         return None if len(columns) == own.shape[1] else tuple(pair.name for pair in columns)

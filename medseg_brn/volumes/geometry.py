@@ -9,7 +9,7 @@ from math import prod
 from typing import Literal
 
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter1d
 
 from medseg_brn.volumes.volume import Grid, Volume
@@ -26,36 +26,52 @@ CANONICAL = np.array([[0, 1], [1, 1], [2, 1]])
 """nibabel's orientation array of RAS+: axis i runs along world axis i, forwards."""
 
 
+AS_STORED = "stored"
+"""In the place of an orientation's letters: axes stay as they are."""
+
+
 def canonicalize(volume: Volume) -> Volume:
     """Permutes and flips the axes so that X, Y, Z run nearest to right, anterior, superior.
 
     No value is interpolated and every voxel keeps its place in mm, so an oblique grid stays oblique. The
     array is a view of the volume's; a volume that is canonical already is returned itself.
     """
-    orientation = io_orientation(volume.affine)
-    if np.array_equal(orientation, CANONICAL):
+    return reorient(volume, "RAS")
+
+
+def reorient(volume: Volume, orientation: str) -> Volume:
+    """Permutes and flips the axes as `canonicalize` does, so that they run nearest to the directions named.
+
+    Args:
+        volume: on any grid.
+        orientation: the direction of each axis: "RAS" are the canonical axes, "LPS" those of DICOM; or
+            `AS_STORED`, which changes nothing.
+    """
+    changes = _changes_of_axes(volume.affine, orientation)
+    if np.array_equal(changes, CANONICAL):
         return volume
-    array = apply_orientation(volume.array, orientation)
-    affine = volume.affine @ inv_ornt_aff(orientation, volume.shape)
+    array = apply_orientation(volume.array, changes)
+    affine = volume.affine @ inv_ornt_aff(changes, volume.shape)
     return Volume(array, Grid(array.shape, affine))
 
 
-def restore_orientation(array: np.ndarray, grid: Grid) -> np.ndarray:
-    """Undoes `canonicalize`: an array in canonical axes, in the axes of the grid it came from.
+def restore_orientation(array: np.ndarray, grid: Grid, orientation: str = "RAS") -> np.ndarray:
+    """Undoes `reorient`: an array in the axes named, in the axes of the grid it came from.
 
     Args:
-        array: (X, Y, Z) or (X, Y, Z, channels) in canonical axes.
-        grid: the grid before `canonicalize`.
+        array: (X, Y, Z) or (X, Y, Z, channels), in canonical axes unless others are named.
+        grid: the grid before `reorient`.
+        orientation: as for `reorient`.
 
     Returns:
         A view of the same values, with the shape of `grid`; channels stay last.
 
     Raises:
-        ValueError: the array has not the shape that `canonicalize` gives a volume on `grid`.
+        ValueError: the array has not the shape that `reorient` gives a volume on `grid`.
     """
-    orientation = io_orientation(grid.affine)
+    changes = _changes_of_axes(grid.affine, orientation)
     # Axis i of the grid became axis source[i], reversed where flip[i] is -1.
-    source, flip = orientation[:, 0].astype(int), orientation[:, 1]
+    source, flip = changes[:, 0].astype(int), changes[:, 1]
     moved = array.transpose(*source, *range(3, array.ndim))
     restored = np.flip(moved, axis=tuple(axis for axis in range(3) if flip[axis] < 0))
     if restored.shape[:3] != grid.shape:
@@ -63,6 +79,13 @@ def restore_orientation(array: np.ndarray, grid: Grid) -> np.ndarray:
             f"a canonical array of shape {array.shape} does not come from a grid of shape {grid.shape}"
         )
     return restored
+
+
+def _changes_of_axes(affine: np.ndarray, orientation: str) -> np.ndarray:
+    """nibabel's orientation array from the axes of an affine to those named."""
+    if orientation == AS_STORED:
+        return CANONICAL
+    return ornt_transform(io_orientation(affine), axcodes2ornt(tuple(orientation)))
 
 
 def resampled_grid(grid: Grid, spacing_mm: Sequence[float]) -> Grid:

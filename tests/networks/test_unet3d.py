@@ -10,7 +10,7 @@ from torch import nn
 from medseg_brn.errors import ConfigError
 from medseg_brn.networks.convolution import Conv3d, WeightStandardizedConv3d
 from medseg_brn.networks.normalization import NORMALIZATIONS
-from medseg_brn.networks.unet3d import UNet3d, check_patch_size
+from medseg_brn.networks.unet3d import ConvBlock, UNet3d, check_patch_size
 
 NORMS = [name for name in NORMALIZATIONS if name not in ("sync_batch", "domain_batch")]  # a GPU's, told sites
 ANISOTROPIC = {
@@ -44,8 +44,9 @@ def test_logits_have_the_image_s_size_and_every_parameter_learns(encoder, norm, 
 def test_levels_have_as_many_blocks_as_asked(encoder, encoder_blocks, decoder_blocks, expected):
     network = _make(encoder=encoder, encoder_blocks=encoder_blocks, decoder_blocks=decoder_blocks)
     levels = [len(level) for level in network.encoder]
-    # the stem is the finest level's first block
-    assert [levels[0] + 1, *levels[1:]] == expected[0]
+    # the stem is the finest level's first plain block, and stands before its residual ones
+    assert [levels[0] + (encoder == "plain"), *levels[1:]] == expected[0]
+    assert isinstance(network.stem, ConvBlock)
     # the decoder starts at the coarsest level
     assert [len(level) for level in reversed(network.decoder)] == expected[1]
 

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from medseg_brn.volumes.geometry import (
     canonicalize,
     crop_grid,
+    reorient,
     resample_array,
     resample_slabs,
     resampled_grid,
@@ -84,6 +85,25 @@ def test_oblique_grids_keep_every_voxels_place_and_come_back(affine, shape):
 def test_canonical_volumes_are_returned_themselves(affine):
     canonical = canonicalize(numbered_volume(affine))
     assert canonicalize(canonical) is canonical
+
+
+@pytest.mark.parametrize("wanted", ["LPS", "RAS", "LAI", "SPL"])
+@pytest.mark.parametrize(("permutation", "signs"), ORIENTATIONS[::5])
+def test_axes_run_where_they_are_told_to_and_come_back(permutation, signs, wanted):
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[list(permutation)].T * signs * (0.5, 1, 2)
+    volume = numbered_volume(affine)
+    turned = reorient(volume, wanted)
+    assert turned.grid.orientation == wanted
+    before, after = places_mm(volume), places_mm(turned)
+    assert all(np.allclose(before[value], after[value], atol=1e-12) for value in before)
+    assert np.array_equal(restore_orientation(turned.array, volume.grid, wanted), volume.array)
+
+
+def test_axes_as_they_are_stored_stay():
+    volume = numbered_volume(np.diag((-1.0, 2, -3, 1)))
+    assert reorient(volume, "stored") is volume
+    assert np.array_equal(restore_orientation(volume.array, volume.grid, "stored"), volume.array)
 
 
 def test_restoring_a_foreign_array_is_refused():
