@@ -14,12 +14,8 @@ a damaged download from a whole one, but no forged one: where that matters, pass
 """
 
 import hashlib
-import http.client
-import re
 import sys
 import tarfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -37,6 +33,7 @@ from rich.progress import (
 
 from medseg_brn.errors import DataError, MedsegError
 from medseg_brn.volumes.atomic import atomic_path, write_text_atomic
+from medseg_brn.volumes.download import CHUNK_BYTES, SHA256, download
 
 BUCKET = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
 
@@ -54,11 +51,6 @@ PUBLISHED_MD5 = {
     "Task10_Colon": "bad7a188931dc2f6acf72b08eb6202d0",
 }
 
-SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-
-CHUNK_BYTES = 1 << 20
-TIMEOUT_SECONDS = 60
-
 ProgressCallback = Callable[[str, int, int | None], None]
 """Called with the stage, the bytes done and, where known, the bytes in all."""
 
@@ -72,7 +64,12 @@ def fetch_task(task: str, output: Path, base_url: str, sha256: str | None, progr
     """
     archive, record = output / f"{task}.tar", output / f"{task}.tar.sha256"
     recorded = read_record(record) if sha256 is None and record.is_file() else None
-    download(f"{base_url.rstrip('/')}/{task}.tar", archive, progress)
+    download(
+        f"{base_url.rstrip('/')}/{task}.tar",
+        archive,
+        lambda done, total: progress("downloading", done, total),
+        check="the task's name and --url",
+    )
     try:
         found = verify(archive, sha256 or recorded, PUBLISHED_MD5[task], progress)
     except DataError:
@@ -83,71 +80,6 @@ def fetch_task(task: str, output: Path, base_url: str, sha256: str | None, progr
     unpack(archive, output / task, progress)
     archive.unlink()
     return found
-
-
-# ---------------------------------------------------------------- download
-
-
-def download(url: str, path: Path, progress: ProgressCallback) -> None:
-    """Brings a file to `path`, unless it is there, continuing the `.part` of an earlier attempt.
-
-    Raises:
-        DataError: the server cannot be reached, refuses, or stops before the end.
-    """
-    if path.is_file():
-        return
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        total = _receive(url, partial, progress)
-    except urllib.error.HTTPError as error:
-        raise DataError(
-            f"{url} answers {error.code} {error.reason}; check the task's name and --url."
-        ) from None
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise DataError(
-            f"{url} cannot be downloaded: {reason}. Run the same command again to continue."
-        ) from None
-    received = partial.stat().st_size
-    if total is not None and received != total:
-        raise DataError(
-            f"{url} ended after {received:,} of {total:,} bytes. Run the same command again to continue."
-        )
-    partial.replace(path)
-
-
-def _receive(url: str, partial: Path, progress: ProgressCallback) -> int | None:
-    """Appends what is missing to the partial file; returns the size that the whole file should have."""
-    have = partial.stat().st_size if partial.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if not (have and error.code == 416):
-            raise
-        # Nothing lies beyond what we have: it is whole, or longer than the file is, and then of no use.
-        total = _total_bytes(error.headers.get("Content-Range"))
-        if total == have:
-            return total
-        partial.unlink()
-        return _receive(url, partial, progress)
-    with response:
-        continues = response.status == 206
-        total = _total_bytes(response.headers.get("Content-Range")) if continues else response.length
-        done = have if continues else 0
-        with partial.open("ab" if continues else "wb") as file:
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                done += len(chunk)
-                progress("downloading", done, total)
-    return total
-
-
-def _total_bytes(content_range: str | None) -> int | None:
-    """The 1000 of "bytes 200-999/1000" or "bytes */1000"."""
-    match = re.fullmatch(r"bytes (?:\d+-\d+|\*)/(\d+)", content_range or "")
-    return int(match[1]) if match else None
 
 
 # ---------------------------------------------------------------- verify

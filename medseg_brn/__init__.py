@@ -1,7 +1,7 @@
 """medseg_brn: 3D medical image segmentation with Batch Renormalization, for batches of one to four patches.
 
     import medseg_brn as ms
-    model = ms.load_model("runs/hippocampus")      # run folder or model folder
+    model = ms.load_model("runs/hippocampus")      # run folder, model folder, or a name
     label_map = model.predict("scan.nii.gz")       # Volume on the scan's grid
 
 Names are imported when they are first used, so that importing the package costs nothing. Once MONAI is

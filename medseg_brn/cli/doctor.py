@@ -40,6 +40,8 @@ def doctor(
 
 def _table_facts(facts: dict[str, Any]) -> "Table":
     """What the machine is and has, one line or two each."""
+    from medseg_brn.cli.tables import table_pairs
+
     versions, processor, memory = facts["versions"], facts["processor"], facts["memory"]
     temporary = facts["temporary_folder"]
     told = ", ".join(f"{name} {number or 'missing'}" for name, number in versions.items())
@@ -49,7 +51,7 @@ def _table_facts(facts: dict[str, Any]) -> "Table":
         for gpu in facts["gpus"]
     ]
     instructions = ", ".join(processor["instructions"]) or "none that matter here"
-    return _table_pairs(
+    return table_pairs(
         {
             "Versions": told,
             "System": facts["system"],
@@ -84,35 +86,26 @@ def _table_trials(facts: dict[str, Any]) -> "Table":
 
 def _table_choices(facts: dict[str, Any]) -> "Table":
     """What `auto` takes, and why."""
+    from medseg_brn.cli.tables import table_pairs
+
     pairs = {"Auto": f"computes on {facts['auto']['device']}"}
     for choice in facts["auto"]["choices"]:
         layout = choice["layout"].replace("_", " ")
         pairs[f"On {choice['device']}"] = (
             f"{choice['precision']}: {choice['precision_reason']}.\n{layout}: {choice['layout_reason']}."
         )
-    return _table_pairs(pairs)
+    return table_pairs(pairs)
 
 
 def _table_extras(facts: dict[str, Any]) -> "Table":
     """What may be installed besides."""
+    from medseg_brn.cli.tables import table_pairs
+
     pairs = {}
     for extra in facts["extras"]:
         missing = f"missing {', '.join(extra['missing'])}: {extra['install']}"
         pairs[f"Extra {extra['name']}"] = f"{extra['purpose']}; {'present' if extra['present'] else missing}"
-    return _table_pairs(pairs)
-
-
-def _table_pairs(pairs: dict[str, str]) -> "Table":
-    """Names and what is told of them, which wraps in a column of its own."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, min_width=10)
-    table.add_column(overflow="fold")
-    for name, told in pairs.items():
-        table.add_row(Text(name, style="bold"), Text(told))
-    return table
+    return table_pairs(pairs)
 
 
 def _gb(size_bytes: int) -> str:

@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from medseg_brn.inference.cohort import Outcome
-    from medseg_brn.inference.inputs import Inputs, Job
+    from medseg_brn.inference.inputs import InputCase, Inputs, Job
     from medseg_brn.inference.manifest import Manifest
     from medseg_brn.models.segmenter import ModelSegmenter
 
 
 def infer(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, or the model folder inside it.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run folder, the model folder inside it, or a name.")
+    ],
     inputs: Annotated[
         list[Path],
         typer.Argument(
@@ -32,6 +34,14 @@ def infer(
     measurements: Annotated[
         bool,
         typer.Option("--measurements", help="Also write volume (ml) and mean intensity per structure: CSV."),
+    ] = False,
+    view: Annotated[
+        bool,
+        typer.Option("--view", help="Also write an HTML page to look through scan and label map: NAME.html."),
+    ] = False,
+    dicom_seg: Annotated[
+        bool,
+        typer.Option("--dicom-seg", help="Also write a DICOM-SEG object of a DICOM series: NAME_seg.dcm."),
     ] = False,
     mirror: Annotated[
         str | None,
@@ -93,7 +103,8 @@ def infer(
 
     `medseg-brn infer runs/hippocampus imagesTs/ -o label_maps/ --memory 4GB --measurements`
 
-    A DICOM series is given as its folder and gives a NIfTI file; so do the cases of a CSV manifest (as
+    A DICOM series is given as its folder and gives a NIfTI file, with `--dicom-seg` also a DICOM-SEG object
+    that refers to its slices (`pip install "medseg-brn[dicom]"`); so do the cases of a CSV manifest (as
     `check` reads it), under the names they have there. The channels of a model with several are files named
     `case_0000`, `case_0001` …, a manifest's columns, or one 4D file.
 
@@ -111,6 +122,7 @@ def infer(
     from medseg_brn.inference.inputs import find_inputs, plan_jobs
     from medseg_brn.inference.machine import parse_memory
     from medseg_brn.models.segmenter import ModelSegmenter
+    from medseg_brn.reports.viewer.page import render_prediction
 
     segmenter = ModelSegmenter(
         Path(model),
@@ -120,6 +132,8 @@ def infer(
         overlap=overlap,
         probabilities=probabilities,
         measurements=measurements,
+        dicom_segmentation=dicom_seg,
+        render_page=render_prediction if view else None,
         memory_bytes=None if memory is None else parse_memory(memory),
         processes=jobs,
         threads=threads,
@@ -127,6 +141,8 @@ def infer(
     if backend == "processes":  # a cluster's machines choose for themselves
         segmenter = segmenter.with_chosen_precision()
     found = find_inputs(inputs, segmenter.load().description.in_channels)
+    if dicom_seg:
+        _check_series(found.cases)
     planned = plan_jobs(segmenter.choose_sites(found.cases, site), output)
     is_file = [job.target for job in planned] == [output]
     manifest = _open_manifest(segmenter, None if is_file else output)
@@ -136,6 +152,25 @@ def infer(
         manifest.write()
     written = _write_measurements(manifest, outcomes, output, is_file=is_file) if measurements else None
     _summarize(found, outcomes, output, written)
+
+
+def _check_series(cases: "Iterable[InputCase]") -> None:
+    """Make sure that scans are DICOM series, and that there is what writes DICOM-SEG.
+
+    Raises:
+        DataError: a scan is something else.
+        ConfigError: highdicom is missing.
+    """
+    from medseg_brn.errors import DataError
+    from medseg_brn.volumes.dicom_segmentation import import_highdicom
+
+    import_highdicom()
+    others = [case.image_paths[0] for case in cases if not case.image_paths[0].is_dir()]
+    if others:
+        raise DataError(
+            f"--dicom-seg refers to the slices of a DICOM series, and {others[0]} is a file; give the folder"
+            " that holds the slices, or leave --dicom-seg out"
+        )
 
 
 def _open_manifest(segmenter: "ModelSegmenter", folder: Path | None) -> "Manifest":

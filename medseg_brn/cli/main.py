@@ -16,6 +16,7 @@ from medseg_brn.cli.models import models
 from medseg_brn.cli.plan import plan
 from medseg_brn.cli.study import study
 from medseg_brn.cli.train import train
+from medseg_brn.cli.view import view
 from medseg_brn.errors import MedsegError
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, check, plan, train, infer, evaluate, compare, config, doctor):
+for command in (demo, check, plan, train, infer, view, evaluate, compare, config, doctor):
     app.command()(command)
 app.add_typer(models, name="models")
 app.add_typer(study, name="study")

@@ -1,11 +1,18 @@
 """`medseg-brn models`: what is done with trained models besides segmenting scans."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from medseg_brn.cli.model_sources import list_models, pull, show
+from medseg_brn.cli.models_import import import_model
+
 models = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+models.command("list")(list_models)
+models.command()(show)
+models.command()(pull)
+models.command("import")(import_model)
 
 
 @models.callback()
@@ -17,7 +24,7 @@ def about() -> None:
 def combine(
     members: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN_OR_MODEL...", help="Run folders, or the model folders inside them."),
+        typer.Argument(metavar="MODEL...", help="Run folders, the model folders inside them, or names."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="Model folder to write.")],
     name: Annotated[
@@ -26,7 +33,7 @@ def combine(
     inference_of: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN_OR_MODEL", help="Take inference settings from this model, where the members' differ."
+            metavar="MODEL", help="Take inference settings from this model, where the members' differ."
         ),
     ] = None,
 ) -> None:
@@ -59,7 +66,7 @@ def combine(
 @models.command()
 def quantize(
     model: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_MODEL", help="Run folder, or the model folder inside it.")
+        Path, typer.Argument(metavar="MODEL", help="Run folder, the model folder inside it, or a name.")
     ],
     scans: Annotated[
         list[Path],
@@ -139,3 +146,50 @@ def choose(
         found = choose_model(runs, output, ensembles=ensembles, progress=display.update)
     typer.echo(f"Chosen: {found['chosen']}. {found['reason']}")
     typer.echo(f"Model:  {output / 'model'}\nReport: {output / 'choice.html'}")
+
+
+@models.command()
+def export(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Run folder, the model folder inside it, or a name.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="OUT", help="FILE.onnx, FILE.pt2, or the bundle's folder."),
+    ],
+    format_name: Annotated[
+        Literal["onnx", "monai", "torch"],
+        typer.Option("--format", help="An ONNX file, a MONAI bundle, or a program of torch.export."),
+    ],
+    site: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a model with statistics of each site, take this one's; by default the mixture of all.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model for programs that do not know this toolkit.
+
+    `medseg-brn models export runs/mine -o my_bundle --format monai`
+
+    writes a MONAI bundle, which `python -m monai.bundle run` runs from scan to label map, where this toolkit
+    is not installed.
+
+    `medseg-brn models export runs/mine -o mine.onnx --format onnx`
+
+    `medseg-brn models export runs/mine -o mine.pt2 --format torch`
+
+    write the network alone, from a prepared image to logits: for onnxruntime and others that read ONNX (it
+    takes the packages of `medseg-brn[onnx]`), and for `torch.export.load` of the same version of torch. What
+    image it takes and what its logits mean stands in the file: channels, voxel size, intensities, labels, and
+    of what its sizes are multiples.
+
+    Norms are folded where they fold. What is written was run and compared with the trained network on images
+    of two sizes; where they disagree, nothing is written. Of an ensemble, export each member; of a quantized
+    model, the model that it was made from.
+    """
+    from medseg_brn.models.exporting.export import export_model
+
+    agreement = export_model(model, output, format_name, site)
+    typer.echo(f"{output}: agrees with the trained network: {agreement.describe()}")

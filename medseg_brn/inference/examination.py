@@ -20,11 +20,18 @@ PACKAGES = ("medseg_brn", "torch", "monai", "numpy", "nibabel", "SimpleITK")
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "neon", "sve", "sve2", "bf16")
 
 # What pyproject.toml offers besides the required packages: what for, and which packages it brings.
+TEST_PACKAGES = ("hypothesis", "pytest", "selenium", "highdicom")
 EXTRAS = {
+    "dicom": ("label maps as DICOM-SEG", ("highdicom",)),
+    "hub": ("models from the Hugging Face Hub", ("huggingface_hub",)),
+    "onnx": ("models as ONNX files", ("onnx", "onnxruntime")),
     "ray": ("scans and runs spread over a cluster", ("ray",)),
     "studies": ("the study of batch effects", ("scanpy",)),
-    "test": ("run the tests", ("hypothesis", "pytest")),
-    "dev": ("change the code", ("hypothesis", "pytest", "mypy", "ruff", "types-PyYAML")),
+    "test": ("run the tests", TEST_PACKAGES),
+    "dev": (
+        "change the code",
+        (*TEST_PACKAGES, "fire", "mypy", "pytorch-ignite", "ruff", "types-PyYAML"),
+    ),
 }
 
 FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16"}

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from medseg_brn.config import NetworkConfig
+from medseg_brn.config import NetworkConfig, ZooNetworkConfig
 from medseg_brn.networks.unet3d import UNet3d
+from medseg_brn.networks.zoo import ZooNetwork, make_zoo_network
+
+Network = UNet3d | ZooNetwork
 
 
 def build_network(
@@ -35,6 +38,22 @@ def build_network(
         weight_standardization=config.weight_standardization,
         deep_supervision=config.deep_supervision,
     )
+
+
+def build_described(
+    config: NetworkConfig | ZooNetworkConfig, in_channels: int, num_outputs: int, sites: Sequence[str] = ()
+) -> Network:
+    """Make the network that a model's description tells of; as `build_network`, or one of MONAI's zoo."""
+    if isinstance(config, ZooNetworkConfig):
+        return make_zoo_network(config.name, config.arguments, in_channels, num_outputs)
+    return build_network(config, in_channels, num_outputs, sites)
+
+
+def count_blocks(config: NetworkConfig) -> int:
+    """Return how many blocks the network has at most, without making one."""
+    levels = len(config.channels)
+    given = ((config.encoder_blocks, levels), (config.decoder_blocks, levels - 1))
+    return levels + sum(each * depth if isinstance(each, int) else sum(each) for each, depth in given)
 
 
 def norm_options(config: NetworkConfig, sites: Sequence[str] = ()) -> dict[str, Any]:

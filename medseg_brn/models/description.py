@@ -1,13 +1,13 @@
 """What a model folder says about its model or ensemble: `model.json`, checked field by field."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -22,13 +22,17 @@ from medseg_brn.cases.label_description import Labels, RegionValues, find_unread
 from medseg_brn.cases.mirroring import find_mirrored_channels
 from medseg_brn.cases.preprocessing import Preprocessing
 from medseg_brn.cases.targets import Region
-from medseg_brn.config import InferenceConfig, Modality, NetworkConfig, Size3
+from medseg_brn.config import InferenceConfig, Modality, NetworkConfig, Size3, ZooNetworkConfig
 from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.inference.postprocessing import check_rules
+from medseg_brn.models.card import Card, Colour
 
 FORMAT_NAME: Final = "medseg_brn model"
 ENSEMBLE_FORMAT_NAME: Final = "medseg_brn ensemble"
 FORMAT_VERSION: Final = 1
+"""It does not rise for fields that may be absent, so that older files are read as before."""
+MOST_BYTES: Final = 1 << 24
+"""Of a description: one of a hundred classes in ten members has a megabyte or two."""
 
 
 class RegionEntry(BaseModel):
@@ -61,11 +65,16 @@ class Description(BaseModel):
     regions: tuple[RegionEntry, ...] = ()
     """One per channel of the logits, each with a sigmoid, in the order in which they are written; none, and
     then no such field in the file, where the channels are the classes."""
+    colours: tuple[Colour, ...] = ()
+    """In which label maps are shown, of each class besides the background; none, and then no such field in
+    the file, where nobody chose them."""
     modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]
     """One per input channel."""
     inference: InferenceConfig = InferenceConfig()
     licence: str | None = None
     """Licence of the weights, which may follow from that of the training data."""
+    card: Card | None = None
+    """What its user should know; none, and then no such field in the file, where nobody wrote one."""
 
     @property
     def in_channels(self) -> int:
@@ -94,9 +103,9 @@ class Description(BaseModel):
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that models without regions, mirrored classes or sites are described as they always were."""
+        """So that models without regions, sites, card and so on are described as they always were."""
         plain: dict[str, Any] = serialize(self)
-        for name in ("regions", "mirrored_classes", "sites"):
+        for name in ("regions", "colours", "card", "mirrored_classes", "sites"):
             if not getattr(self, name, ()):
                 plain.pop(name, None)
         return plain
@@ -134,6 +143,10 @@ class Description(BaseModel):
             raise ValueError(f"{len(self.class_names)} class_names but {len(self.label_values)} label_values")
         if len(set(self.label_values)) < len(self.label_values):
             raise ValueError(f"label_values {self.label_values} repeat a value")
+        if self.colours and len(self.colours) != self.num_classes - 1:
+            raise ValueError(
+                f"{len(self.colours)} colours but {self.num_classes - 1} classes besides the background"
+            )
         try:
             check_rules(self.inference.postprocessing, self.labels.targets)
         except ConfigError as error:
@@ -141,12 +154,19 @@ class Description(BaseModel):
         return self
 
 
+def _read_network(value: object) -> object:
+    """Return the network's options, which are those of a U-Net unless their `kind` says otherwise."""
+    if not isinstance(value, dict):
+        return value
+    return (ZooNetworkConfig if "kind" in value else NetworkConfig).model_validate(value)
+
+
 class ModelDescription(Description):
     """All that inference needs besides the weights, and what a reader of the model should know."""
 
     format: Literal["medseg_brn model"] = FORMAT_NAME
-    network: NetworkConfig
-    """Architecture, normalization included."""
+    network: Annotated[NetworkConfig | ZooNetworkConfig, BeforeValidator(_read_network)]
+    """Architecture, normalization included: a U-Net, or (`kind` is `monai`) a network of MONAI's zoo."""
     sites: tuple[str, ...] = ()
     """Those of the training cases, in the order of the weights, where `network.norm` has statistics for each
     (domain_batch). A scan of any other site, or of an unknown one, is normalized by the mixture of all of
@@ -176,14 +196,24 @@ class ModelDescription(Description):
 
     @model_validator(mode="after")
     def _sites_are_the_norms(self) -> Self:
-        if bool(self.sites) != (self.network.norm == "domain_batch") or len(set(self.sites)) < len(
-            self.sites
-        ):
+        norm = self.network.norm if isinstance(self.network, NetworkConfig) else "MONAI's"
+        if bool(self.sites) != (norm == "domain_batch") or len(set(self.sites)) < len(self.sites):
             raise ValueError(
-                f"sites are {list(self.sites)} and network.norm is {self.network.norm}; domain_batch has "
+                f"sites are {list(self.sites)} and network.norm is {norm}; domain_batch has "
                 "sites, each once, and other norms have none"
             )
         return self
+
+    @property
+    def unet(self) -> NetworkConfig:
+        """The network's options, where it is a U-Net.
+
+        Raises:
+            ModelError: it is a network of MONAI's zoo.
+        """
+        if isinstance(self.network, ZooNetworkConfig):
+            raise ModelError(f"{self.name} is a {self.network.name} of MONAI, and no U-Net of this toolkit")
+        return self.network
 
     @property
     def mirrored_channels(self) -> tuple[int, ...]:
@@ -245,44 +275,6 @@ def describe_regions(dataset: Dataset) -> tuple[RegionEntry, ...]:
     return tuple(RegionEntry(**asdict(region)) for region in dataset.labels.region_values)
 
 
-def find_disagreement(descriptions: Sequence[tuple[Path, Description]]) -> str | None:
-    """Return where descriptions say different things that members of one ensemble must agree on, or None.
-
-    Args:
-        descriptions: each with its folder; the first of a model, the others of models or of an ensemble.
-    """
-    (first_folder, first), *others = descriptions
-    reference = _shared_values(first)
-    for folder, other in others:
-        for name, value in _shared_values(other).items():
-            if value != reference[name]:
-                return f"{name} is {value} in {folder} and {reference[name]} in {first_folder}"
-    return None
-
-
-def _shared_values(description: Description) -> dict[str, Any]:
-    """Return what is the same in all members: the meaning of channels and classes, and the network's grid.
-
-    Of intensities only the schemes, which say where air is; a fold has its own constants.
-    """
-    values: dict[str, Any] = {
-        "class_names": description.class_names,
-        "label_values": description.label_values,
-        "regions": tuple(
-            f"{one.name} {one.label_values}, as {one.written_value}" for one in description.regions
-        ),
-        "modalities": description.modalities,
-    }
-    if isinstance(description, ModelDescription):
-        preprocessing = description.preprocessing
-        values |= {
-            "preprocessing.spacing_mm": preprocessing.spacing_mm,
-            "preprocessing.crop": preprocessing.crop,
-            "preprocessing.intensity's scheme": tuple(one.scheme for one in preprocessing.intensity),
-        }
-    return values
-
-
 def read_description(path: Path) -> ModelDescription | EnsembleDescription:
     """Return the description in a `model.json`.
 
@@ -290,6 +282,8 @@ def read_description(path: Path) -> ModelDescription | EnsembleDescription:
         ModelError: the file is no JSON, not of this format, of a newer version of it, or a field is wrong.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ModelError(f"{path} has {path.stat().st_size:,} bytes, and {MOST_BYTES:,} are the most")
         plain = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
@@ -310,7 +304,9 @@ def read_description(path: Path) -> ModelDescription | EnsembleDescription:
     try:
         return kind.model_validate(plain)
     except ValidationError as error:
-        raise ModelError(f"{path} is damaged: {explain(error)}") from None
+        unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
+        newer = "; if a newer medseg_brn wrote it, upgrade this one" if unknown else ""
+        raise ModelError(f"{path} is damaged: {explain(error)}{newer}") from None
 
 
 def explain(error: ValidationError) -> str:

@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from medseg_brn.config import InferenceConfig
 from medseg_brn.errors import ModelError
+from medseg_brn.models.agreement import find_disagreement
 from medseg_brn.models.description import (
     EnsembleDescription,
     MemberEntry,
     ModelDescription,
     explain,
-    find_disagreement,
 )
 from medseg_brn.models.package import (
     DESCRIPTION_NAME,
@@ -130,6 +130,7 @@ def _describe(
             class_names=first.class_names,
             label_values=first.label_values,
             regions=first.regions,
+            colours=first.colours,
             modalities=first.modalities,
             inference=inference,
             licence=_join_licences([member.licence for member in members]),

@@ -4,7 +4,6 @@ An ensemble's folder has a `model.json` of its own and, in `members`, a model fo
 Loading reads numbers and text, checks both and executes nothing.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,29 +12,33 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from medseg_brn.config import NetworkConfig
 from medseg_brn.errors import ConfigError, ModelError
 from medseg_brn.inference.machine import return_freed_memory
 from medseg_brn.inference.precision import DeviceName, PrecisionName, choose_device, choose_precision
-from medseg_brn.models.architecture import build_network
+from medseg_brn.models.agreement import find_disagreement
+from medseg_brn.models.architecture import Network, build_described, count_blocks
 from medseg_brn.models.description import (
+    Description,
     EnsembleDescription,
     MemberEntry,
     ModelDescription,
-    find_disagreement,
     read_description,
 )
 from medseg_brn.models.model import Model
+from medseg_brn.models.names import DESCRIPTION_NAME, MEMBERS_NAME, WEIGHTS_NAME, find_model_folder
 from medseg_brn.networks.unet3d import UNet3d
+from medseg_brn.networks.zoo import ZooNetwork
 from medseg_brn.volumes.atomic import atomic_path
+from medseg_brn.volumes.download import compute_sha256
 
 __all__ = [
-    "Model", "ModelDescription", "find_model_folder", "load_model", "load_models_by_site", "load_network",
-    "save_model",
+    "DESCRIPTION_NAME", "MEMBERS_NAME", "WEIGHTS_NAME", "Model", "ModelDescription", "find_model_folder",
+    "load_model", "load_models_by_site", "load_network", "save_model", "verify_model",
 ]  # fmt: skip
 
-WEIGHTS_NAME = "model.safetensors"
-DESCRIPTION_NAME = "model.json"
-MEMBERS_NAME = "members"
+MOST_BLOCKS = 1000
+"""Of a network; each is an object even where it has no weights. The largest that trains has some fifty."""
 COPY_AGAIN = "copy the model folder again from its source"
 
 
@@ -53,14 +56,25 @@ def save_model(folder: Path | str, network: nn.Module, description: ModelDescrip
     """
     folder = Path(folder)
     check_replaceable(folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    _fit_weights(_build_without_memory(description, folder), weights, folder)
+    weights = _list_weights(network)
+    _fit_weights(build_without_memory(description, folder), weights, folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         save_file(weights, temporary / WEIGHTS_NAME)
-        checksum = _compute_sha256(temporary / WEIGHTS_NAME)
+        checksum = compute_sha256(temporary / WEIGHTS_NAME)
         complete = description.model_copy(update={"weights_sha256": checksum})
         (temporary / DESCRIPTION_NAME).write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _list_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights on the CPU; those that stand under several names (DynUNet's do) as several."""
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in network.state_dict().items():
+        own = tensor.detach().cpu().contiguous()
+        weights[name] = own.clone() if own.data_ptr() in seen else own
+        seen.add(own.data_ptr())
+    return weights
 
 
 def load_model(
@@ -72,7 +86,7 @@ def load_model(
     """Load a model or an ensemble, ready to predict.
 
     Args:
-        path: a model folder, or a run folder with one inside.
+        path: a model folder, a run folder with one inside, or a known model's name.
         device: where it computes.
         precision: what it computes in.
         site: where the scans come from, for a model with statistics of each training site (norm
@@ -86,11 +100,7 @@ def load_model(
     chosen_device = choose_device(device)
     dtype = choose_precision(precision, chosen_device)
     folder = find_model_folder(path)
-    description = read_description(folder / DESCRIPTION_NAME)
-    if isinstance(description, EnsembleDescription):
-        members = _load_members(folder, description)
-    else:
-        members = [load_network(folder)]
+    description, members = _load_networks(folder)
     _check_site(site, members, folder)
     model = Model.from_networks(members, description, chosen_device, dtype, site)
     del members
@@ -108,7 +118,19 @@ def load_models_by_site(path: Path | str, device: DeviceName = "auto") -> dict[s
     return {None: model} | {site: load_model(path, device, site=site) for site in model.sites}
 
 
-def load_network(path: Path | str) -> tuple[UNet3d, ModelDescription]:
+def verify_model(folder: Path) -> Description:
+    """Read all of a model as loading does, make nothing of it, and return its description.
+
+    Args:
+        folder: with its `model.json`.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    return _load_networks(folder)[0]
+
+
+def load_network(path: Path | str) -> tuple[Network, ModelDescription]:
     """Load the network with its weights as they were saved, and the description.
 
     Raises:
@@ -123,27 +145,25 @@ def load_network(path: Path | str) -> tuple[UNet3d, ModelDescription]:
             "or load them all with load_model"
         )
     weights = _read_weights(folder / WEIGHTS_NAME, description.weights_sha256)
-    network = _build_without_memory(description, folder)
-    return _fit_weights(network, weights, folder), description
+    network = _fit_weights(build_without_memory(description, folder), weights, folder)
+    if isinstance(network, ZooNetwork):  # MONAI's may hold tensors that are no weights, as yet without values
+        network = _fit_weights(_build(description), network.state_dict(), folder)
+    return network, description
 
 
-def find_model_folder(path: Path | str) -> Path:
-    """Return the folder with the model: `path` itself, or `model` inside the run folder `path`.
+def load_unet(path: Path | str) -> tuple[UNet3d, ModelDescription]:
+    """Load the network as `load_network` does, where only a U-Net of ours will do.
 
     Raises:
-        ModelError: neither holds a model.
+        ModelError: as `load_network`, and for a network of another toolkit.
     """
-    path = Path(path)
-    for folder in (path, path / "model"):
-        if (folder / DESCRIPTION_NAME).is_file():
-            return folder
-    if not path.exists():
-        raise ModelError(f"No model at {path}: it does not exist; give a run folder or a model folder")
-    if (path / "checkpoint").is_dir():
+    network, description = load_network(path)
+    if not isinstance(network, UNet3d):
         raise ModelError(
-            f"No model in the run {path} yet; finish it with medseg-brn train … -o {path} --resume"
+            f"{path} is a {network.name} of MONAI, and only U-Nets of this toolkit can be trained further by "
+            "experiments, compared, exported or quantized; infer takes it, and load_network for a script"
         )
-    raise ModelError(f"No model at {path}: neither {DESCRIPTION_NAME} nor model/{DESCRIPTION_NAME} is in it")
+    return network, description
 
 
 def check_replaceable(folder: Path) -> None:
@@ -158,7 +178,7 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _check_site(site: str | None, members: Sequence[tuple[UNet3d, ModelDescription]], folder: Path) -> None:
+def _check_site(site: str | None, members: Sequence[tuple[Network, ModelDescription]], folder: Path) -> None:
     known = sorted({name for _, description in members for name in description.sites})
     if site is None or site in known:
         return
@@ -169,7 +189,14 @@ def _check_site(site: str | None, members: Sequence[tuple[UNet3d, ModelDescripti
     )
 
 
-def _load_members(folder: Path, ensemble: EnsembleDescription) -> list[tuple[UNet3d, ModelDescription]]:
+def _load_networks(folder: Path) -> tuple[Description, list[tuple[Network, ModelDescription]]]:
+    description = read_description(folder / DESCRIPTION_NAME)
+    if isinstance(description, EnsembleDescription):
+        return description, _load_members(folder, description)
+    return description, [load_network(folder)]
+
+
+def _load_members(folder: Path, ensemble: EnsembleDescription) -> list[tuple[Network, ModelDescription]]:
     """Return the networks of an ensemble, which still are what was combined."""
     places = [folder / MEMBERS_NAME / member.folder for member in ensemble.members]
     members = [_load_member(*pair) for pair in zip(places, ensemble.members, strict=True)]
@@ -180,7 +207,7 @@ def _load_members(folder: Path, ensemble: EnsembleDescription) -> list[tuple[UNe
     return members
 
 
-def _load_member(place: Path, entry: MemberEntry) -> tuple[UNet3d, ModelDescription]:
+def _load_member(place: Path, entry: MemberEntry) -> tuple[Network, ModelDescription]:
     if not (place / DESCRIPTION_NAME).is_file():
         raise ModelError(f"The ensemble lacks its member {place}: no {DESCRIPTION_NAME} there; {COPY_AGAIN}")
     network, description = load_network(place)
@@ -195,7 +222,7 @@ def _load_member(place: Path, entry: MemberEntry) -> tuple[UNet3d, ModelDescript
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file whose checksum is as described."""
     try:
-        found = _compute_sha256(path)
+        found = compute_sha256(path)
         if found != sha256:
             raise ModelError(
                 f"{path} is damaged or was exchanged: its SHA-256 is {found} ({path.stat().st_size} bytes), "
@@ -206,20 +233,30 @@ def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
         raise ModelError(f"{path} cannot be read: {error}; {COPY_AGAIN}") from None
 
 
-def _build_without_memory(description: ModelDescription, folder: Path) -> UNet3d:
+def build_without_memory(description: ModelDescription, folder: Path) -> Network:
     """Return the described network with shapes only, so that no description can ask for memory."""
+    blocks = count_blocks(description.network) if isinstance(description.network, NetworkConfig) else 0
+    if blocks > MOST_BLOCKS:
+        raise ModelError(
+            f"{folder} describes a network of {blocks} blocks, and {MOST_BLOCKS} are the most; {COPY_AGAIN}"
+        )
     try:
         with torch.device("meta"):
-            network = build_network(
-                description.network, description.in_channels, description.num_outputs, description.sites
-            )
+            network = _build(description)
             network.check_patch_size(description.patch_size)
-    except ConfigError as error:
-        raise ModelError(f"{folder} describes no network: {error}") from None
+    except (ConfigError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]  # torch's own, of numbers it cannot take, go on for pages
+        raise ModelError(f"{folder} describes no network: {reason}") from None
     return network
 
 
-def _fit_weights(network: UNet3d, weights: dict[str, Tensor], folder: Path) -> UNet3d:
+def _build(description: ModelDescription) -> Network:
+    return build_described(
+        description.network, description.in_channels, description.num_outputs, description.sites
+    )
+
+
+def _fit_weights(network: Network, weights: dict[str, Tensor], folder: Path) -> Network:
     """Return the network with these weights as its own."""
     expected = network.state_dict()
     problems = [
@@ -242,8 +279,3 @@ def _fit_weights(network: UNet3d, weights: dict[str, Tensor], folder: Path) -> U
         )
     network.load_state_dict(weights, assign=True)
     return network
-
-
-def _compute_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

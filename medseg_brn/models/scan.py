@@ -40,6 +40,7 @@ class PreparedScan:
         channels: the scan's own values on its own grid, where they are kept.
         scratch: where its arrays are, and what is made from them goes; closed by whoever made it.
         site: where it comes from, as far as it is told.
+        series: folder of the DICOM series that it was read from, where what is made of it refers to that.
     """
 
     name: str
@@ -50,6 +51,7 @@ class PreparedScan:
     channels: tuple[Volume, ...]
     scratch: Scratch
     site: str | None = None
+    series: Path | None = None
 
 
 def prepare_scan(

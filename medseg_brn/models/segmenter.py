@@ -23,13 +23,36 @@ from medseg_brn.inference.precision import (
     choose_device,
     choose_precision,
 )
+from medseg_brn.models.description import Description
 from medseg_brn.models.model import Model, Prediction
 from medseg_brn.models.package import DESCRIPTION_NAME, find_model_folder, load_model
 from medseg_brn.models.scan import PreparedScan
-from medseg_brn.volumes.atomic import atomic_path
+from medseg_brn.volumes.atomic import atomic_path, write_text_atomic
+from medseg_brn.volumes.dicom_segmentation import Segment, write_dicom_segmentation
 from medseg_brn.volumes.nifti import write_nifti
 from medseg_brn.volumes.reading import PROBABILITIES_ENDING, volume_stem
+from medseg_brn.volumes.volume import Volume
 from medseg_brn.volumes.writing import write_volume
+
+PAGE_ENDING, DICOM_ENDING = ".html", "_seg.dcm"
+"""How the files end that may lie beside a predicted label map: the page, the DICOM-SEG object."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """What is to be written of a scan.
+
+    Attributes:
+        prediction: label map, and probabilities where asked for.
+        page: to look through both, where asked for.
+        series: folder of the DICOM series that it was read from, where a DICOM-SEG object is asked for.
+        details: for the manifest.
+    """
+
+    prediction: Prediction
+    page: str | None
+    series: Path | None
+    details: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,6 +67,9 @@ class ModelSegmenter:
         overlap: blend windows with this overlap instead of evaluating exactly.
         probabilities: also write each class's probability.
         measurements: also measure each structure.
+        dicom_segmentation: also write a DICOM-SEG object; scans then are folders with a DICOM series.
+        render_page: makes an HTML page of a scan and its label map, which is written beside it; a function of
+            a module, so that other processes have it too.
         memory_bytes: what all processes together may take; None is half of what is free.
         processes: how many share the machine's memory and processors.
         threads: of all processes together; None is one per core.
@@ -57,6 +83,8 @@ class ModelSegmenter:
     overlap: float | None = None
     probabilities: bool = False
     measurements: bool = False
+    dicom_segmentation: bool = False
+    render_page: Callable[[PreparedScan, Volume, Description], str] | None = None
     memory_bytes: int | None = None
     processes: int = 1
     threads: int | None = None
@@ -103,14 +131,13 @@ class ModelSegmenter:
             list(case.image_paths),
             memory_bytes=self._memory_bytes(),
             scans_at_once=self._scans_at_once,
-            keep_channels=self.measurements,
+            keep_channels=self.measurements or self.render_page is not None,
         )
-        return dataclasses.replace(prepared, site=case.site)
+        series = case.image_paths[0] if self.dicom_segmentation else None
+        return dataclasses.replace(prepared, site=case.site, series=series)
 
-    def segment(
-        self, prepared: PreparedScan, progress: Callable[[int, int], None] | None
-    ) -> tuple[Prediction, dict[str, Any]]:
-        """Return the prediction, and details for the manifest."""
+    def segment(self, prepared: PreparedScan, progress: Callable[[int, int], None] | None) -> Segmented:
+        """Return the prediction, and what else is to be written of it."""
         model = self.load(prepared.site)
         prediction = model.segment(
             prepared,
@@ -130,14 +157,12 @@ class ModelSegmenter:
             details["measurements"] = as_rows(
                 measure_structures(prediction.label_map, prepared.channels, structures)
             )
-        return prediction, details
+        page = self.render_page and self.render_page(prepared, prediction.label_map, model.description)
+        return Segmented(prediction, page, prepared.series, details)
 
-    def write(
-        self, segmented: tuple[Prediction, dict[str, Any]], target: Path
-    ) -> tuple[tuple[Path, ...], dict[str, Any]]:
+    def write(self, segmented: Segmented, target: Path) -> tuple[tuple[Path, ...], dict[str, Any]]:
         """Write what was predicted, the label map last: where it is, the case is done."""
-        prediction, details = segmented
-        written = [target]
+        prediction, written = segmented.prediction, [target]
         if prediction.probabilities is not None:
             path = target.with_name(volume_stem(target) + PROBABILITIES_ENDING)
             with atomic_path(path) as temporary:
@@ -145,8 +170,21 @@ class ModelSegmenter:
                     np.moveaxis(prediction.probabilities, 0, -1), prediction.label_map.grid, temporary
                 )
             written.append(path)
+        if segmented.page is not None:
+            path = target.with_name(volume_stem(target) + PAGE_ENDING)
+            write_text_atomic(path, segmented.page)
+            written.append(path)
+        if segmented.series is not None:
+            path = target.with_name(volume_stem(target) + DICOM_ENDING)
+            self._write_dicom(prediction.label_map, segmented.series, path)
+            written.append(path)
         write_volume(prediction.label_map, target)
-        return tuple(written), details
+        return tuple(written), segmented.details
+
+    def _write_dicom(self, label_map: Volume, series: Path, path: Path) -> None:
+        description = self.load().description
+        named = zip(description.label_values[1:], description.class_names[1:], strict=True)
+        write_dicom_segmentation(label_map, series, [Segment(*one) for one in named], path, description.name)
 
     def with_chosen_precision(self) -> "ModelSegmenter":
         """Return the same with what `auto` is here, so that all processes compute in one format."""
@@ -174,6 +212,9 @@ class ModelSegmenter:
             "windows_overlap": self.overlap,
             "probabilities": self.probabilities,
             "measurements": self.measurements,
+            # Left out where there is none: what was done before these were known stays done.
+            **({"page": True} if self.render_page is not None else {}),
+            **({"dicom_segmentation": True} if self.dicom_segmentation else {}),
             "inference": model.description.inference.model_dump(mode="json"),
         }
 

@@ -54,7 +54,7 @@ def write_dicom_segmentation(
         DataError: the series is no stack of single slices, is not that of the label map, or lacks what a
             DICOM-SEG object must say.
     """
-    highdicom = _import_highdicom()
+    highdicom = import_highdicom()
     from pydicom import dcmread
 
     files = list_slices(series)
@@ -107,7 +107,12 @@ def _fill_in(source: Any, thickness_mm: float) -> None:
         source.SliceThickness = thickness_mm
 
 
-def _import_highdicom() -> Any:
+def import_highdicom() -> Any:
+    """The package that writes DICOM-SEG.
+
+    Raises:
+        ConfigError: it is missing.
+    """
     try:
         import highdicom
     except ModuleNotFoundError:

@@ -262,3 +262,25 @@ def test_a_manifest_is_segmented_and_evaluated(tmp_path, model_folder, scans):
     assert [case["case"] for case in content["cases"]] == ["one", "two"]
     assert content["summary"]["dice_mean"] == 1
     assert content["failed"] == []
+
+
+def test_a_dicom_series_gives_a_segmentation_that_refers_to_it(tmp_path, model_folder, write_dicom_series):
+    highdicom = pytest.importorskip("highdicom", reason="needs highdicom, which is in the extra dicom")
+    series = write_dicom_series(tmp_path / "series", 6, [1, 0, 0, 0, 1, 0])
+    arguments = ["infer", str(model_folder), str(series), "-o", str(tmp_path / "out.nii.gz"), "--dicom-seg"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "out_seg.dcm" in done.output
+    found = highdicom.seg.segread(tmp_path / "out_seg.dcm")
+    assert [one.SegmentLabel for one in found.SegmentSequence] == ["tumour"]
+    labels = read_volume(tmp_path / "out.nii.gz").array
+    assert np.count_nonzero(found.pixel_array) == np.count_nonzero(labels == 7)
+
+
+def test_dicom_segmentation_of_a_file_is_refused_before_anything_is_computed(tmp_path, model_folder):
+    pytest.importorskip("highdicom", reason="needs highdicom, which is in the extra dicom")
+    write_volume(Volume(np.zeros((8, 8, 8), np.float32), Grid((8, 8, 8), LPS)), tmp_path / "scan.nii.gz")
+    arguments = ["infer", str(model_folder), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out")]
+    with pytest.raises(MedsegError, match=r"slices of a DICOM series, and .*scan\.nii\.gz is a file"):
+        CliRunner().invoke(app, [*arguments, "--dicom-seg"], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()

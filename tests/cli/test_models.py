@@ -139,3 +139,45 @@ def test_choose_explains_itself_and_refuses_what_is_no_cross_validation(tmp_path
     assert "fold0 holds no finished cross-validation" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert sorted(tmp_path.iterdir()) == folds
+
+
+@pytest.mark.parametrize(
+    ("format_name", "name"),
+    [
+        ("monai", "bundle"),
+        ("onnx", "model.onnx"),
+        pytest.param("torch", "model.pt2", marks=pytest.mark.slow),
+    ],
+)
+def test_export_writes_what_was_asked_for_and_says_how_it_agrees(tmp_path, folds, format_name, name):
+    if format_name == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    done = run("export", folds[0], "-o", tmp_path / name, "--format", format_name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / name}: agrees with the trained network: logits up to ")
+    assert done.stdout.endswith("; 448 of 448 voxels have the same label\n")
+    assert (tmp_path / name).exists()
+
+
+def test_what_cannot_be_exported_is_one_message_and_leaves_nothing(tmp_path, folds):
+    (tmp_path / "mirrored").mkdir()
+    ensemble = tmp_path / "mirrored" / "ensemble"
+    run("combine", *folds, "-o", ensemble, "--inference-of", folds[1])
+    failed = run("export", ensemble, "-o", tmp_path / "bundle", "--format", "monai")
+    assert failed.returncode == 1
+    (message,) = failed.stderr.strip().splitlines()
+    assert message.startswith(f"medseg-brn: {ensemble} is an ensemble of 2 models")
+    failed = run("export", folds[0], "-o", tmp_path / "model", "--format", "onnx")
+    (message,) = failed.stderr.strip().splitlines()
+    assert "ends in .onnx" in message
+    assert run("export", folds[0], "-o", tmp_path / "model", "--format", "caffe").returncode == 2
+    assert sorted(tmp_path.iterdir()) == [*folds, tmp_path / "mirrored"]
+
+
+def test_export_explains_itself():
+    shown = run("export", "--help", env={"TERM": "dumb", "COLUMNS": "120", "PATH": ""})
+    assert shown.returncode == 0
+    for format_name, output in (("monai", "my_bundle"), ("onnx", "mine.onnx"), ("torch", "mine.pt2")):
+        command = f"medseg-brn models export runs/mine -o {output} --format {format_name}"
+        assert command in shown.stdout

@@ -28,7 +28,7 @@ def test_every_option_reaches_the_network():
     )
     network = build_network(config, in_channels=2, num_outputs=3)
     assert (network.in_channels, network.num_classes, network.strides_total) == (2, 3, (4, 4, 2))
-    assert [len(level) for level in network.encoder] == [0, 2, 3]  # the stem is the first level's first
+    assert [len(level) for level in network.encoder] == [1, 2, 3]
     assert [len(level) for level in network.decoder] == [1, 2]
     assert network.encoder[2][0].body[0].kernel_size == (3, 3, 5)
     assert len(network.coarser_heads) == 1

