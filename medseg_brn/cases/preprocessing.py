@@ -119,13 +119,19 @@ def resolve_preprocessing(
         fingerprint: Measured on the training cases only: median voxel size and foreground intensities.
 
     Raises:
-        ConfigError: The body is to be found in a channel that is not CT.
+        ConfigError: The body is to be found in a channel that is not CT, or the voxel size is to be measured
+            along axes that differ from file to file.
         DataError: A CT channel has the same value in all of the training foreground.
     """
     if config.crop == "body" and dataset.modalities[0] != "ct":
         raise ConfigError(
             "preprocessing.crop is 'body', which looks for voxels above -500 HU in the first channel, but "
             f"that is '{dataset.modalities[0]}' in dataset '{dataset.name}'; set it to 'nonzero' or 'none'."
+        )
+    if config.orientation == "stored" and config.spacing_mm is None:
+        raise ConfigError(
+            "preprocessing.orientation is 'stored', each file's own axes, and the voxel size that would be "
+            "measured is along the patient's; give preprocessing.spacing_mm along the files' axes"
         )
     spacing_mm = config.spacing_mm or fingerprint.spacing_mm
     schemes = [_choose_scheme(config, modality) for modality in dataset.modalities]

@@ -112,14 +112,14 @@ def _unpack(entries: Iterable[_Entry], folder: Path) -> None:
         if number > MOST_ENTRIES:
             raise ModelError(f"it holds more than {MOST_ENTRIES} entries")
         name = _check_name(entry)
-        if name is None:
-            continue
-        unpacked_bytes += entry.size
+        unpacked_bytes += entry.size  # also of what is passed over: a compressed archive unpacks it to pass
         if entry.size < 0 or unpacked_bytes > MOST_UNPACKED_BYTES:
             raise ModelError(
                 f"it unpacks to more than {MOST_UNPACKED_BYTES / 1e9:g} GB: {entry.name!r} alone has "
                 f"{entry.size:,} bytes"
             )
+        if name is None:
+            continue
         own_root, inside = name
         if taken and own_root != root:
             raise ModelError(

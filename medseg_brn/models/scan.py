@@ -115,6 +115,10 @@ def read_scan(images: Images, scratch: Scratch, affine: np.ndarray | None = None
         raise DataError(
             "Some channels are given as paths and others as images in memory; give all as one kind"
         )
+    if affine is not None:
+        raise DataError(
+            "affine was given for files, which say themselves where their voxels lie; leave it out"
+        )
     name = volume_stem(paths[0].resolve()) or "image"
     return name, read_images(Case(name, paths), scratch)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from medseg_brn.errors import DataError
 from medseg_brn.experiment import override_inference
 from medseg_brn.inference.inputs import InputCase
 from medseg_brn.inference.machine import core_count, default_budget_bytes
@@ -174,11 +175,17 @@ class ModelSegmenter:
             path = target.with_name(volume_stem(target) + PAGE_ENDING)
             write_text_atomic(path, segmented.page)
             written.append(path)
+        failure = None
         if segmented.series is not None:
             path = target.with_name(volume_stem(target) + DICOM_ENDING)
-            self._write_dicom(prediction.label_map, segmented.series, path)
+            try:
+                self._write_dicom(prediction.label_map, segmented.series, path)
+            except DataError as error:
+                failure = DataError(f"{error}. The label map is in {target}")
             written.append(path)
         write_volume(prediction.label_map, target)
+        if failure is not None:
+            raise failure
         return tuple(written), segmented.details
 
     def _write_dicom(self, label_map: Volume, series: Path, path: Path) -> None:

@@ -12,7 +12,6 @@ from medseg_brn.volumes.atomic import write_text_atomic
 # What may differ between a run and its continuation; anything else would make it another experiment.
 MAY_CHANGE = (
     "name",
-    "inference.",
     "training.steps",
     "training.learning_rate",
     "training.gradient_clip",
@@ -22,6 +21,7 @@ MAY_CHANGE = (
     "training.probe_every",
     "patches.workers",
 )
+MAY_CHANGE_BELOW = ("inference.",)
 
 
 def open_run_folder(experiment: Experiment, run_folder: Path, resume: bool) -> None:
@@ -57,7 +57,7 @@ def _check_same_experiment(old: Experiment, new: Experiment, path: Path) -> None
     different = [
         f"{key} ({change})"
         for key, change in list_differences(old, new).items()
-        if not key.startswith(MAY_CHANGE)
+        if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_BELOW)
     ]
     if different:
         raise ConfigError(

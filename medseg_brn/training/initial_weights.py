@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,10 +14,14 @@ from medseg_brn.config import Experiment
 from medseg_brn.errors import ConfigError
 from medseg_brn.models.description import ModelDescription
 from medseg_brn.models.package import find_model_folder, load_unet
+from medseg_brn.networks.domain_norm import find_sites
 from medseg_brn.training.state import TrainingState
 from medseg_brn.volumes.atomic import write_text_atomic
 
 FILE_NAME = "initial_weights.json"
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "recent_squares", "recent_psi")
+BATCH_NORMS = {"batch", "sync_batch", "batch_renorm"}
+"""Norms whose running statistics mean the same."""
 HEADS = ("head.", "coarser_heads.")
 FIRST = "stem.0.weight"
 """Names of the tensors whose rows are of structures (beginnings), and whose columns are of input channels."""
@@ -70,7 +75,8 @@ def read_initial_model(experiment: Experiment) -> InitialModel | None:
 
     Raises:
         ModelError: it is missing, damaged, an ensemble, or a network of another toolkit.
-        ConfigError: it sees scans in other axes than the experiment lays them out in.
+        ConfigError: it sees scans in other axes than the experiment lays them out in, or one of both
+            standardizes weights.
     """
     source = experiment.training.initial_weights
     if source is None:
@@ -83,22 +89,36 @@ def read_initial_model(experiment: Experiment) -> InitialModel | None:
             f"preprocessing.orientation is {own}, so that it would see them mirrored; set "
             f"preprocessing.orientation={theirs}"
         )
+    standardizes = description.unet.weight_standardization
+    if standardizes != experiment.network.weight_standardization:
+        raise ConfigError(
+            f"training.initial_weights {source} has other filters: set network.weight_standardization="
+            f"{str(standardizes).lower()}, as in the model"
+        )
     return InitialModel(find_model_folder(source), network.state_dict(), description)
 
 
-def begin_with(model: InitialModel, state: TrainingState, dataset: Dataset) -> Transfer:
+def begin_with(model: InitialModel, state: TrainingState, dataset: Dataset, own_norm: str) -> Transfer:
     """Put the model's weights and statistics, as far as they fit, into the network and into its average.
 
     A tensor is taken whole where the network has one of its name and shape. Of the heads, the rows of the
     structures that both know by name are taken; of the first convolutions, the columns of the input channels
     that correspond, the first CT channel to the first and so on, unless none does and there are as many.
+    Statistics are taken between norms that mean the same by them, and of sites those of the same name.
+
+    Args:
+        model: to begin with.
+        state: before the first step; changed.
+        dataset: to train on.
+        own_norm: the network's norm, as the experiment names it.
     """
     theirs = model.description
     rows = _pair(_name_outputs(dataset), _name_outputs(theirs))
     columns = _pair(_number_channels(dataset.modalities), _number_channels(theirs.modalities))
     whole, in_part, fresh = [], {}, []
+    find = partial(_find_tensor, model, find_sites(state.network), own_norm)
     for name, tensor in state.network.state_dict().items():
-        taken = _take(name, tensor, model.weights.get(name), rows, columns)
+        taken = _take(name, tensor, find(name), rows, columns)
         if taken is None:
             whole.append(name)
         elif taken:
@@ -114,8 +134,22 @@ def begin_with(model: InitialModel, state: TrainingState, dataset: Dataset) -> T
         in_part,
         tuple(fresh),
         tuple(name for name in model.weights if name not in state.network.state_dict()),
-        tuple(_note(theirs, dataset)),
+        tuple(_note(theirs, dataset, own_norm)),
     )
+
+
+def _find_tensor(model: InitialModel, sites: Sequence[str], own_norm: str, name: str) -> Tensor | None:
+    """The model's tensor that a tensor of the network corresponds to, None where there is none."""
+    their_norm = model.description.unet.norm
+    if name.endswith(STATISTICS) and their_norm != own_norm and not {their_norm, own_norm} <= BATCH_NORMS:
+        return None
+    before, found, after = name.partition(".domains.")
+    if found:
+        number, _, rest = after.partition(".")
+        if sites[int(number)] not in model.description.sites:
+            return None
+        name = f"{before}.domains.{model.description.sites.index(sites[int(number)])}.{rest}"
+    return model.weights.get(name)
 
 
 def write_transfer(transfer: Transfer, run_folder: Path) -> None:
@@ -164,7 +198,7 @@ def _number_channels(modalities: Sequence[str]) -> list[str]:
     return [f"{one} {modalities[: place + 1].count(one)}" for place, one in enumerate(modalities)]
 
 
-def _note(theirs: ModelDescription, dataset: Dataset) -> Iterator[str]:
+def _note(theirs: ModelDescription, dataset: Dataset, own_norm: str) -> Iterator[str]:
     if theirs.training.get("dataset") == dataset.name:
         yield (
             f"The model was trained on a dataset that is called {dataset.name!r} too: if it saw scans that"
@@ -172,6 +206,8 @@ def _note(theirs: ModelDescription, dataset: Dataset) -> Iterator[str]:
         )
     if theirs.modalities != dataset.modalities:
         yield f"The model's channels are {_list(theirs.modalities)}, those here {_list(dataset.modalities)}"
+    if theirs.unet.norm != own_norm:
+        yield f"The model was trained with the norm {theirs.unet.norm}, and here it is {own_norm}"
     if bool(theirs.regions) != bool(dataset.regions):
         yield "The model and this dataset differ in whether structures overlap (regions) or not (classes)"
 

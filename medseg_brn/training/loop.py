@@ -147,6 +147,7 @@ def run_steps(
             adversary.finish()
         if state.averaged is not None:
             state.averaged.update_parameters(state.network)
+            merge.renew()
         if checkpoint_is_due(step + 1, training):
             average_windows(_list_networks(state), processes)
         adversarial = {} if adversary is None else adversary.read_losses()

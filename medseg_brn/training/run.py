@@ -42,6 +42,7 @@ from medseg_brn.training.keeping import Keeper
 from medseg_brn.training.loop import make_loader, run_steps
 from medseg_brn.training.losses import make_loss_of
 from medseg_brn.training.packing import save_trained_model
+from medseg_brn.training.parts import find_factor
 from medseg_brn.training.recording import Recorder
 from medseg_brn.training.sites import list_norm_sites
 from medseg_brn.training.state import TrainingState, check_network, make_state
@@ -135,7 +136,7 @@ def _start(
     state = make_state(experiment, data.in_channels, data.num_outputs, device, sites)
     state.adversary = make_adversary(experiment, data.in_channels, data.dataset.targets, device)
     if initial is not None:
-        transfer = begin_with(initial, state, data.dataset)
+        transfer = begin_with(initial, state, data.dataset, experiment.network.norm)
         if processes.is_first:
             write_transfer(transfer, run_folder)
             progress(transfer.tell(), 1, 1)
@@ -245,6 +246,7 @@ def _check_finite(experiment: Experiment, state: TrainingState, run_folder: Path
 def _recalibrate(experiment: Experiment, data: TrainingData, state: TrainingState) -> None:
     """Set the final network's running statistics to the population's, where the experiment asks for it.
 
+    Frozen parts keep theirs.
     The patches are those that a longer run would have seen next.
     """
     training = experiment.training
@@ -266,4 +268,12 @@ def _recalibrate(experiment: Experiment, data: TrainingData, state: TrainingStat
             set_sites(state.best_network, batch.get("sites", ()))
             yield batch["image"].to(device)
 
+    kept = {
+        name: buffer.clone()
+        for name, buffer in state.best_network.named_buffers()
+        if find_factor(name, training.learning_rate_factors) == 0
+    }
     recalibrate(state.best_network, images())
+    for name, buffer in state.best_network.named_buffers():
+        if name in kept:
+            buffer.copy_(kept[name])

@@ -21,6 +21,7 @@ class StatisticsMerge:
 
         μ = μ_0 + mean δ_k        σ² = mean σ_k² + mean(δ_k² / a_k) - (mean δ_k)² / mean a_k
 
+    over the processes that have news, which are all of them except where a norm has statistics for each site.
     With a merge at every step this is the memory of the pooled batch: where the processes' means differ with
     variance V, it takes in a·V and holds V in the long run. (A mixture of whole memories would take in a²·V
     and hold a·V.) With rarer merges it is so where processes differ in the same way from batch to batch, as
@@ -68,8 +69,9 @@ class StatisticsMerge:
             return
         shares = torch.cat([self._shares(), self._means.new_ones(len(self._layers) - self._shares_of)])
         shift = torch.cat([layer.running_mean for layer in self._layers]) - self._means
-        spread = torch.cat([layer.running_var for layer in self._layers]) + self._square(shift, shares)
-        self._message = torch.cat([shift, spread, shares])
+        widening = torch.cat([layer.running_var for layer in self._layers]) - self._variances
+        widening += self._square(shift, shares)
+        self._message = torch.cat([shift, widening, shares, (shares > 0).to(shares.dtype)])
         self._work = dist.all_reduce(self._message, async_op=True)
 
     def finish(self) -> None:
@@ -77,13 +79,14 @@ class StatisticsMerge:
         if self._message is None:
             return
         self._work.wait()
-        channels = len(self._means)
-        shift, spread, shares = (self._message / self._world_size).split(
-            [channels, channels, len(self._layers)]
-        )
+        channels, layers = len(self._means), len(self._layers)
+        shift, widening, shares, news = self._message.split([channels, channels, layers, layers])
         self._message = self._work = None
-        means, variances = self._means + shift, (spread - self._square(shift, shares)).clamp_min(0)
+        with_news = news.clamp_min(1)
+        shift, widening = shift / self._expand(with_news), widening / self._expand(with_news)
+        widening -= self._square(shift, shares / with_news)
         sizes = [layer.running_mean.numel() for layer in self._layers]
+        means, variances = self._means + shift, (self._variances + widening).clamp_min(0)
         for layer, mean, variance in zip(
             self._layers, means.split(sizes), variances.split(sizes), strict=True
         ):
@@ -91,8 +94,14 @@ class StatisticsMerge:
             layer.running_var.copy_(variance)
         self._remember()
 
+    def renew(self) -> None:
+        """Take in that the average has moved since the merge, by the same in all processes."""
+        if self._is_needed and self._passes == 0:
+            self._remember()
+
     def _remember(self) -> None:
         self._means = torch.cat([layer.running_mean for layer in self._layers])
+        self._variances = torch.cat([layer.running_var for layer in self._layers])
         self._tracked, self._passes = self._read_tracked(), 0
 
     def _read_tracked(self) -> Tensor:
@@ -114,9 +123,12 @@ class StatisticsMerge:
 
     def _square(self, shift: Tensor, shares: Tensor) -> Tensor:
         """δ²/a of each channel; 0 where a layer has seen no batch, and so has no news."""
-        sizes = torch.tensor([layer.running_mean.numel() for layer in self._layers], device=shift.device)
-        some_share = shares.clamp_min(torch.finfo(shares.dtype).tiny)
-        return shift.square() / some_share.repeat_interleave(sizes)
+        return shift.square() / self._expand(shares.clamp_min(torch.finfo(shares.dtype).tiny))
+
+    def _expand(self, per_layer: Tensor) -> Tensor:
+        """A number of each layer, repeated for each of its channels."""
+        sizes = torch.tensor([layer.running_mean.numel() for layer in self._layers], device=per_layer.device)
+        return per_layer.repeat_interleave(sizes)
 
 
 def _find_layers(network: nn.Module) -> Iterator[Any]:

@@ -20,8 +20,14 @@ def to_volumes(image: Any, affine: np.ndarray | None = None) -> list[Volume]:
         affine: (4, 4) voxel index to RAS+ mm, of an array, which has none of its own.
 
     Raises:
-        DataError: it is of another kind, has other axes, holds no integers or real numbers, or has no affine.
+        DataError: it is of another kind, has other axes, holds no integers or real numbers, or has no affine
+            or two of them.
     """
+    if affine is not None and not isinstance(image, np.ndarray):
+        raise DataError(
+            f"affine was given for an image of type {type(image).__name__}, which tells itself where its "
+            "voxels lie; leave it out, or give the image as an array"
+        )
     if isinstance(image, Volume):
         return [image]
     if isinstance(image, nib.spatialimages.SpatialImage):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from medseg_brn.volumes.volume import Volume
 
 ANATOMICAL_STRUCTURE = ("91723000", "SCT", "Anatomical Structure")
 CODING_SCHEME = "99MEDSEGBRN"
-"""Names of structures are the dataset's own, and so is the scheme that their codes belong to."""
+"""Names of structures are the dataset's own, and so is the scheme of their codes, made of the names."""
 LONGEST_CODE, LONGEST_NAME = 16, 64
 MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
@@ -63,7 +64,8 @@ def write_dicom_segmentation(
             f"The label map has {label_map.shape[2]} slices and {series} {len(files)} files; DICOM-SEG is"
             " written for series of one file a slice, and for the series that was segmented"
         )
-    sources = [dcmread(file, stop_before_pixels=True) for file in files]
+    # With force, as GDCM, which has read the series, also takes files without a preamble.
+    sources = [dcmread(file, stop_before_pixels=True, force=True) for file in files]
     for source in sources:
         _fill_in(source, label_map.spacing_mm[2])
     frames = np.zeros(label_map.shape, np.uint16)
@@ -134,7 +136,9 @@ def _describe(highdicom: Any, segments: Sequence[Segment], made_by: str) -> list
             segment_label=segment.name[:LONGEST_NAME],
             segmented_property_category=highdicom.sr.CodedConcept(*ANATOMICAL_STRUCTURE),
             segmented_property_type=highdicom.sr.CodedConcept(
-                str(segment.value)[:LONGEST_CODE], CODING_SCHEME, segment.name[:LONGEST_NAME]
+                sha256(segment.name.encode()).hexdigest()[:LONGEST_CODE],
+                CODING_SCHEME,
+                segment.name[:LONGEST_NAME],
             ),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,

@@ -56,3 +56,11 @@ def test_switching_augmentation_off_is_another_experiment(tmp_path):
     open_run_folder(Experiment(), tmp_path / "run", resume=False)
     with pytest.raises(ConfigError, match=r"patches\.augmentation"):
         open_run_folder(change(Experiment(), "patches", augmentation=None), tmp_path / "run", resume=True)
+
+
+def test_resume_may_change_the_learning_rate_but_not_whose_it_is(tmp_path):
+    open_run_folder(Experiment(), tmp_path / "run", resume=False)
+    open_run_folder(change(Experiment(), "training", learning_rate=0.5), tmp_path / "run", resume=True)
+    frozen = change(Experiment(), "training", learning_rate_factors={"stem": 0.0})
+    with pytest.raises(ConfigError, match="learning_rate_factors"):
+        open_run_folder(frozen, tmp_path / "run", resume=True)

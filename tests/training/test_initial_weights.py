@@ -59,7 +59,7 @@ def start(model: Path, class_names, modalities, network=NETWORK, **training):
     fresh = copy.deepcopy(state.network.state_dict())
     initial = read_initial_model(experiment)
     assert initial is not None
-    return state, fresh, begin_with(initial, state, dataset)
+    return state, fresh, begin_with(initial, state, dataset, network.norm)
 
 
 def weights_of(state: TrainingState) -> dict[str, Tensor]:
@@ -156,6 +156,47 @@ def test_other_architectures_give_what_fits(save):
     assert set(transfer.whole) | set(transfer.fresh) == set(fresh)
     for name in transfer.fresh:
         assert weights_of(state)[name].equal(fresh[name]), name
+
+
+def test_statistics_that_mean_something_else_stay_fresh(save):
+    batch, mabn = NETWORK.model_copy(update={"norm": "batch"}), NETWORK.model_copy(update={"norm": "mabn"})
+    folder = save(network=batch)
+    _, _, alike = start(folder, ("background", "tumour", "cyst"), ("mri",), NETWORK)
+    assert "stem.1.running_mean" in alike.whole
+    assert alike.notes[-1] == "The model was trained with the norm batch, and here it is batch_renorm"
+    _, _, other = start(folder, ("background", "tumour", "cyst"), ("mri",), mabn)
+    assert {"stem.1.running_mean", "stem.1.running_var", "stem.1.num_batches_tracked"} <= set(other.fresh)
+    assert "stem.1.weight" in other.whole
+
+
+def test_sites_are_found_by_name(tmp_path):
+    torch.manual_seed(5)
+    network = NetworkConfig(channels=(4, 6), norm="domain_batch")
+    made = build_network(network, 1, 2, ("a", "b"))
+    for name, buffer in made.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-1, 1)
+    described = describe(("background", "tumour"), ("mri",), NetworkConfig(channels=(4, 6)))
+    sites = {"network": network, "sites": ("a", "b")}
+    save_model(tmp_path / "earlier", made, described.model_copy(update=sites))
+    experiment = Experiment(
+        network=network, training=TrainingConfig(initial_weights=str(tmp_path / "earlier"), ema_decay=None)
+    )
+    state = make_state(experiment, 1, 2, CPU, ("b", "c"))
+    initial = read_initial_model(experiment)
+    assert initial is not None
+    dataset = Dataset("heads", Path(), (), ("background", "tumour"), (0, 1), ("mri",))
+    transfer = begin_with(initial, state, dataset, "domain_batch")
+    found, source = state.network.state_dict(), made.state_dict()
+    assert found["stem.1.domains.0.running_mean"].equal(source["stem.1.domains.1.running_mean"])
+    assert found["stem.1.domains.1.running_mean"].equal(torch.zeros(4))
+    assert {name for name in found if ".domains.1." in name} == set(transfer.fresh)
+
+
+def test_other_filters_are_refused(save):
+    folder = save(network=NETWORK.model_copy(update={"weight_standardization": False}))
+    with pytest.raises(ConfigError, match=r"set network\.weight_standardization=false"):
+        start(folder, ("background", "tumour", "cyst"), ("mri",), NETWORK)
 
 
 def test_an_ensemble_is_refused_by_name(save, tmp_path):

@@ -297,9 +297,9 @@ def test_numbers_that_a_person_can_check(found):
         # channel 1: both processes saw the same, so nothing is between them
         assert each["0.running_mean"].tolist() == [1, 3]
         assert each["0.running_var"].tolist() == [3, 7]
-        # a quarter of the memory is news on average, of mean 6 and from one process alone: 3/2 = 1/4 · 6
-        assert each["1.running_mean"].tolist() == [1.5]
-        assert each["1.running_var"].tolist() == [1.5]
+        # one process alone has seen this layer's batches, and the other takes over what it remembers
+        assert each["1.running_mean"].tolist() == [3]
+        assert each["1.running_var"].tolist() == [2]
 
 
 def test_merged_at_every_step_is_the_memory_of_the_pooled_batches(found):

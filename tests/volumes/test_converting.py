@@ -109,7 +109,12 @@ def test_channels_lie_where_each_library_has_them(tmp_path):
 )
 def test_what_is_no_volume(image, message):
     with pytest.raises(DataError, match=message):
-        to_volumes(image, AFFINE)
+        to_volumes(image, AFFINE if isinstance(image, np.ndarray) else None)
+
+
+def test_an_affine_for_what_has_one_is_refused(path):
+    with pytest.raises(DataError, match="tells itself where its voxels lie"):
+        to_volumes(nib.load(path), AFFINE)
 
 
 def test_an_array_alone_is_refused():

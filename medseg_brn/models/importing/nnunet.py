@@ -115,8 +115,9 @@ def _find_checkpoints(source: Path) -> list[Path]:
             f"{source} has no folder fold_0, fold_1, … with a checkpoint; give the results folder of one "
             "training, as in nnUNet_results/Dataset004_Hippocampus/nnUNetTrainer__nnUNetPlans__3d_fullres"
         )
+    numbered = [fold for fold in folds if fold.name != "fold_all"]
     found = []
-    for fold in folds:
+    for fold in numbered or folds:
         here = [fold / name for name in CHECKPOINT_NAMES if (fold / name).is_file()]
         if not here:
             raise ModelError(

@@ -5,6 +5,7 @@ have (X, Y, Z). Sizes, voxel sizes, strides, kernels and mirrored axes are permu
 """
 
 from collections.abc import Mapping
+from itertools import permutations
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -121,7 +122,7 @@ def find_axes(plans: Mapping[str, Any]) -> tuple[int, int, int]:
         ModelError: `transpose_forward` is no permutation.
     """
     forward = plans.get("transpose_forward", [0, 1, 2])
-    if not isinstance(forward, list) or sorted(map(str, forward)) != ["0", "1", "2"]:
+    if forward not in [list(axes) for axes in permutations(range(3))]:
         raise ModelError(f"plans.json: transpose_forward is {forward!r}, and not a permutation of 0, 1, 2")
     x, y, z = (forward.index(axis) for axis in (2, 1, 0))
     return x, y, z

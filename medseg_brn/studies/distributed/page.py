@@ -144,7 +144,7 @@ def _describe_traffic(found: Measurements) -> list[Block]:
         "Collectives and bytes are counted at torch's collective operators in one worker, during "
         f"{COUNTED_STEPS} steps in the middle of a short run; those of the gradients come first, the norms' "
         "are what an arm has beyond local BatchNorm. Bytes are what a worker hands over. A merge takes two "
-        "numbers a channel and one a layer, SyncBatchNorm four a channel and one a layer: half the bytes, "
+        "numbers a channel and two a layer, SyncBatchNorm four a channel and one a layer: half the bytes, "
         "and the merge is one message for which nobody waits until the step ends, where SyncBatchNorm waits "
         "twice in every layer. Times are of processes that share one machine, with no network between them, "
         "and of a network so small that a message costs as much as a layer: they show the cost of waiting, "

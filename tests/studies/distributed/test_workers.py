@@ -139,7 +139,7 @@ def test_workers_train_and_are_watched():
     }
     channels = 6 + 6 + 12 + 12 + 24 + 24 + 12 + 6
     merged = traffic[MERGED_10].total_bytes - traffic[LOCAL_BATCH].total_bytes
-    assert merged == (2 * channels + norm_layers) * 4
+    assert merged == (2 * channels + 2 * norm_layers) * 4
     for arm, result in results.items():
         assert 0 <= result.dice <= 1
         assert result.watched_steps == [5, 10]
