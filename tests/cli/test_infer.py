@@ -284,3 +284,15 @@ def test_dicom_segmentation_of_a_file_is_refused_before_anything_is_computed(tmp
     with pytest.raises(MedsegError, match=r"slices of a DICOM series, and .*scan\.nii\.gz is a file"):
         CliRunner().invoke(app, [*arguments, "--dicom-seg"], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_series_that_cannot_be_referred_to_still_gives_its_label_map(
+    tmp_path, model_folder, write_dicom_series
+):
+    pytest.importorskip("highdicom", reason="needs highdicom, which is in the extra dicom")
+    series = write_dicom_series(tmp_path / "series", 6, [1, 0, 0, 0, 1, 0], FrameOfReferenceUID=None)
+    arguments = ["infer", str(model_folder), str(series), "-o", str(tmp_path / "out.nii.gz"), "--dicom-seg"]
+    with pytest.raises(MedsegError, match=r"Frame Of Reference UID.*The label map is in .*out\.nii\.gz"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert read_volume(tmp_path / "out.nii.gz").shape == (16, 8, 6)
+    assert not (tmp_path / "out_seg.dcm").exists()
