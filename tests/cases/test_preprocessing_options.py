@@ -150,6 +150,13 @@ class TestResolve:
         with pytest.raises(ConfigError, match=r"preprocessing\.crop is 'body'.*'mri' in dataset 'drawn'"):
             resolve_preprocessing(config, mri, fingerprint)
 
+    def test_axes_that_differ_from_file_to_file_need_a_given_voxel_size(self, ct_dataset: Dataset) -> None:
+        fingerprint = compute_fingerprint(ct_dataset, ct_dataset.cases)
+        with pytest.raises(ConfigError, match=r"give preprocessing\.spacing_mm"):
+            resolve_preprocessing(PreprocessingConfig(orientation="stored"), ct_dataset, fingerprint)
+        given = PreprocessingConfig(orientation="stored", spacing_mm=(1, 2, 3))
+        assert resolve_preprocessing(given, ct_dataset, fingerprint).spacing_mm == (1, 2, 3)
+
     def test_a_ct_without_contrast_is_refused(self, tmp_path: Path) -> None:
         image = np.full((4, 4, 4), 17, np.int16)
         dataset = write_dataset(tmp_path, [image], [np.ones((4, 4, 4), np.uint8)])

@@ -71,8 +71,19 @@ def _take(target: str, arguments: Arguments, found: Found, place: str) -> None:
             f"{place} is not known here; besides reading, {known} and their dictionary forms are"
         )
     keys = arguments.get("keys", "image")
+    _refuse_effect(arguments, place)
     if name in TRANSFORMS and "image" in (keys if isinstance(keys, list) else [keys]):
         TRANSFORMS[name](arguments, found, place)
+
+
+def _refuse_effect(arguments: Arguments, place: str) -> None:
+    """Reading that turns axes, and casts that round values, have an effect after all."""
+    if arguments.get("as_closest_canonical") and "Orientation" not in place:
+        raise ModelError(f"{place} turns axes while reading; say it as Orientationd with axcodes RAS")
+    kinds = arguments.get("dtype")
+    rounding = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if "int" in str(kind)]
+    if rounding:
+        raise ModelError(f"{place} rounds values to {rounding[0]}, which cannot be expressed here")
 
 
 def _take_orientation(arguments: Arguments, found: Found, place: str) -> None:

@@ -152,6 +152,27 @@ def test_scaling_by_the_extremes_is_undone_by_a_normalization_and_else_refused(b
         import_model(folder, tmp_path / "second")
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            {"_target_": "LoadImaged", "as_closest_canonical": True},
+            r"\(LoadImaged\) turns axes while reading",
+        ),
+        ({"_target_": "CastToTyped", "dtype": "uint8"}, r"\(CastToTyped\) rounds values to uint8"),
+        ({"_target_": "EnsureTyped", "dtype": ["float32", "int16"]}, "rounds values to int16"),
+    ],
+)
+def test_reading_and_casts_that_change_something_are_refused(bundle, tmp_path, step, message):
+    def change(config):
+        config["preprocessing"]["transforms"][0] = {**step, "keys": "image"}
+
+    folder, _ = bundle(change)
+    with pytest.raises(ModelError, match=message):
+        import_model(folder, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_its_normalization_is_converted_and_recalibrated(bundle, tmp_path):
     folder, _ = bundle()
     import_model(folder, tmp_path / "model")
